@@ -1,0 +1,135 @@
+"""The direct assessment: zero a candidate set tentatively, run the network, measure its divergence from the teacher."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delib.networks import weight_of
+
+# Student's outputs, teacher's outputs on the same inputs -> one number, 0 where they agree.
+Divergence = Callable[[Any, Any], Tensor]
+
+
+def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Kullback-Leibler divergence of the student's class probabilities from the teacher's, in nats an image.
+
+    Both are logits [n, classes], softened by ``temperature``. The factor temperature² keeps the gradient's
+    size independent of it (Hinton, Vinyals and Dean 2015, section 2.1); 1 compares the networks as they are used.
+    """
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the outputs, whatever they mean."""
+    return F.mse_loss(student, teacher)
+
+
+DIVERGENCES: dict[str, Divergence] = {"kl": kl, "mse": mse}
+
+
+class Suffix:
+    """A network from one layer on, for inputs that stay the same: what runs before the layer is computed once.
+
+    Works for any module graph (branches, skips, shared modules) whose course does not depend on chance: every leaf
+    module that finished before the layer was first called returns a copy of what it returned then; everything from
+    the layer on is computed. Calling the suffix gives exactly what ``network(inputs)`` would.
+
+    ``site_inputs`` are the layer's own inputs. Use as a context manager: the network is patched meanwhile.
+    """
+
+    def __init__(self, network: nn.Module, layer: nn.Module, inputs: Tensor) -> None:
+        self.network, self.layer, self.inputs = network, layer, inputs
+        self.site_inputs = inputs
+        self._finished: dict[nn.Module, list[Any]] = defaultdict(list)
+
+    def __enter__(self) -> Suffix:
+        reached = False
+
+        def enter_layer(_: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal reached
+            if not reached:
+                reached, self.site_inputs = True, args[0].detach().clone()
+
+        def leave_leaf(module: nn.Module, _: Any, output: Any) -> None:
+            if not reached:
+                self._finished[module].append(_copy(output))
+
+        leaves = [m for m in self.network.modules() if not any(m.children()) and m is not self.layer]
+        hooks = [m.register_forward_hook(leave_leaf) for m in leaves]
+        hooks.append(self.layer.register_forward_pre_hook(enter_layer))
+        try:
+            with torch.no_grad():
+                self.network(self.inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not reached:
+            raise ValueError("the layer to assess is never called by the network's forward pass")
+        return self
+
+    @torch.no_grad()
+    def __call__(self) -> Any:
+        with self._replayed():
+            return self.network(self.inputs)
+
+    def __exit__(self, *_: object) -> None:
+        self._finished.clear()
+
+    @contextmanager
+    def _replayed(self) -> Iterator[None]:
+        own = {module: vars(module).get("forward") for module in self._finished}
+        for module, outputs in self._finished.items():
+            module.forward = _replay(module.forward, iter(outputs))
+        try:
+            yield
+        finally:
+            for module, forward in own.items():
+                del module.forward  # the class's method shows again
+                if forward is not None:
+                    module.forward = forward
+
+
+def _replay(forward: Callable[..., Any], outputs: Iterator[Any]) -> Callable[..., Any]:
+    def replayed(*args: Any, **kwargs: Any) -> Any:
+        for output in outputs:
+            return _copy(output)  # the network may work on it in place
+        return forward(*args, **kwargs)
+
+    return replayed
+
+
+def _copy(output: Any) -> Any:
+    return output.detach().clone() if isinstance(output, Tensor) else output
+
+
+@contextmanager
+def tentatively_zeroed(layer: nn.Module, candidate: Tensor) -> Iterator[None]:
+    """The weights at flat indices ``candidate`` are zero inside the block and have their values back after it."""
+    weight = weight_of(layer).view(-1)
+    values = weight[candidate]
+    weight[candidate] = 0
+    try:
+        yield
+    finally:
+        weight[candidate] = values
+
+
+def assess(suffix: Suffix, candidates: Tensor, teacher_outputs: Any, divergence: Divergence) -> Tensor:
+    """The divergence from the teacher that each candidate set would cause, [population].
+
+    ``candidates`` [population, size] are flat indices into the weight of ``suffix.layer``.
+    """
+    divergences = []
+    for candidate in candidates:
+        with tentatively_zeroed(suffix.layer, candidate):
+            divergences.append(divergence(suffix(), teacher_outputs).reshape(()))
+    return torch.stack(divergences)

@@ -1,0 +1,150 @@
+"""What a run leaves behind: parameters, seed, versions and metrics as JSON; files written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+LITERALS = (bool, int, float, str, list, dict, type(None))
+RECORDED_PACKAGES = ("delib", "torch", "torchvision", "numpy", "constriction", "papermill")
+
+
+def project_root() -> Path:
+    """The folder that holds ``notebooks/``, ``data/`` and ``reports/``.
+
+    ``$DELIB_HOME`` if set, else the checkout that delib is installed from, else the current folder.
+    """
+    if home := os.environ.get("DELIB_HOME"):
+        return Path(home).resolve()
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed to it on success and removed on any failure or interrupt."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a half."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as readable JSON, atomically. Raises ValueError on NaN, which JSON cannot hold."""
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_revision() -> str:
+    """Commit of the checkout, with ``+changes`` where tracked files differ from it; ``unknown`` outside git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        # What a run itself writes is not a change of the code that made it.
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", ":!/reports"], check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.strip() + ("+changes" if changed.returncode else "")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages on which a result depends."""
+    versions = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    return versions
+
+
+def record_path(profile: str, notebook: str) -> Path:
+    """Where the record of a notebook's run in a profile stands."""
+    return project_root() / "reports" / profile / "records" / f"{notebook}.json"
+
+
+def read_records(profile: str) -> dict[str, dict[str, Any]]:
+    """All records of a profile's runs by notebook name, in the notebooks' order."""
+    folder = record_path(profile, "any").parent
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+class Run:
+    """One run of one notebook: collects metrics and data checksums, writes them with the circumstances.
+
+    Made in the cell after the parameters: ``run = Run("01_mnist", globals())`` keeps every literal defined so far
+    as a parameter, among which ``profile`` and ``seed`` are expected.
+    """
+
+    def __init__(self, notebook: str, namespace: Mapping[str, Any]) -> None:
+        self.notebook = notebook
+        self.parameters = {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, LITERALS) and not name.startswith("_") and name not in ("In", "Out")
+        }
+        for name in ("profile", "seed"):
+            if name not in self.parameters:
+                raise ValueError(f"{notebook}: the parameters cell must define `{name}` before the run is recorded")
+        self.metrics: dict[str, float] = {}
+        self.data: dict[str, str] = {}
+        self._start = time.perf_counter()
+
+    @property
+    def folder(self) -> Path:
+        """Where this run's own files go: ``reports/<profile>``."""
+        return record_path(str(self.parameters["profile"]), self.notebook).parents[1]
+
+    def add(self, network: str, **metrics: float) -> None:
+        """Add metrics as ``"<network>.<metric>"``. Raises ValueError if one is not a finite number."""
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise ValueError(f"metric {network}.{name} is {value}, not a finite number")
+            self.metrics[f"{network}.{name}"] = value if isinstance(value, int) else float(value)
+
+    def write(self) -> Path:
+        """Write the record atomically; returns its path."""
+        import torch
+
+        path = record_path(str(self.parameters["profile"]), self.notebook)
+        write_json(
+            path,
+            {
+                "notebook": self.notebook,
+                "parameters": self.parameters,
+                "seed": self.parameters["seed"],
+                "versions": package_versions(),
+                "machine": f"{platform.system()} {platform.machine()}",
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                "threads": torch.get_num_threads(),
+                "git_revision": git_revision(),
+                "data": self.data,
+                "seconds": round(time.perf_counter() - self._start, 1),
+                "metrics": self.metrics,
+            },
+        )
+        return path

@@ -1,0 +1,68 @@
+"""Recovery: the teacher distils the student's survivors back into shape while the dead weights stay dead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from delib.assess import Divergence, kl
+from delib.networks import weight_of
+
+
+class Recovery(Protocol):
+    """Anything that improves ``student`` in place without reviving a weight outside ``masks`` (True = survivor)."""
+
+    def __call__(self, student: nn.Module, teacher: nn.Module, masks: Mapping[str, Tensor], seed: int) -> None: ...
+
+
+def recover(
+    student: nn.Module,
+    teacher: nn.Module,
+    masks: Mapping[str, Tensor],
+    seed: int,
+    *,
+    inputs: Tensor,
+    steps: int = 100,
+    batch: int = 128,
+    learning_rate: float = 1e-3,
+    temperature: float = 2.0,
+    divergence: Divergence | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Masked distillation: train the student towards the teacher's outputs on ``inputs`` [n, ...], no labels used.
+
+    The loss is ``divergence`` (default: KL of logits softened by ``temperature``; Hinton, Vinyals and Dean 2015,
+    section 2). Adam at ``learning_rate``, falling to zero along a half cosine so that short recoveries end calm.
+    ``masks`` maps a layer's name to a bool tensor in its weight's shape; a weight where it is False is zero
+    after every step. ``seed`` orders the batches. ``after_step`` may constrain the student further.
+    Raises ValueError if ``inputs`` is empty. The student is left in evaluation mode.
+    """
+    if len(inputs) == 0:
+        raise ValueError("recovery needs inputs to distil on, got none")
+    measure = divergence or (lambda s, t: kl(s, t, temperature))
+    optimizer = torch.optim.Adam(student.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    generator = torch.Generator().manual_seed(seed)
+    teacher.eval()
+    student.train()
+    for _ in range(steps):
+        part = inputs[torch.randint(len(inputs), (batch,), generator=generator).to(inputs.device)]
+        with torch.no_grad():
+            goal = teacher(part)
+        optimizer.zero_grad()
+        measure(student(part), goal).backward()
+        optimizer.step()
+        schedule.step()
+        hold(student, masks)
+        if after_step is not None:
+            after_step(student)
+    student.eval()
+
+
+def hold(student: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Zero every weight outside the masks, in place."""
+    for name, mask in masks.items():
+        weight_of(student.get_submodule(name)).mul_(mask)
