@@ -59,6 +59,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def in_batch() -> bool:
+    """Whether a batch run executes this, where progress bars would only fill logs and reports."""
+    return os.environ.get("DELIB_BATCH") == "1"
+
+
 def git_revision() -> str:
     """Commit of the checkout, with ``+changes`` where tracked files differ from it; ``unknown`` outside git."""
     git = ["git", "-C", str(Path(__file__).parent)]
