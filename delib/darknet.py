@@ -58,6 +58,22 @@ class Head:
     anchors: tuple[tuple[float, float], ...]
     classes: int
 
+    def decode(self, raw: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Boxes [n, boxes, 4] as left, top, right, bottom in pixels of the input, of ``size`` (height, width), and
+        confidences [n, boxes, classes]: objectness times class probability (Redmon and Farhadi 2018, section 2).
+        """
+        n, _, rows, columns = raw.shape
+        raw = raw.view(n, len(self.anchors), 5 + self.classes, rows, columns).permute(0, 1, 3, 4, 2)
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        cells = torch.stack([x, y], -1).to(raw)
+        strides = raw.new_tensor([size[1] / columns, size[0] / rows])
+        centres = (raw[..., :2].sigmoid() + cells) * strides
+        # The exponent is bounded so that a wild student's boxes stay finite.
+        extents = raw[..., 2:4].clamp(max=10).exp() * raw.new_tensor(self.anchors).view(-1, 1, 1, 2)
+        boxes = torch.cat([centres - extents / 2, centres + extents / 2], -1)
+        confidences = raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()
+        return boxes.reshape(n, -1, 4), confidences.reshape(n, -1, self.classes)
+
 
 @dataclass(frozen=True)
 class _Layer:
@@ -79,6 +95,8 @@ class Darknet(nn.Module):
     ``pool<i>`` or ``up<i>``. ``heads`` says what the outputs mean, ``size`` is the cfg's (height, width).
     Raises ValueError, naming the cfg's line, where the description is not one that delib can build.
     """
+
+    margin = 0.5  # darknet letterboxes with middle grey (src/image.c, letterbox_image)
 
     def __init__(self, sections: Sequence[Section]) -> None:
         super().__init__()
@@ -117,6 +135,11 @@ class Darknet(nn.Module):
             if i in self._needed:
                 kept[i] = x
         return outputs
+
+    def decode(self, outputs: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Boxes [n, boxes, 4] and confidences [n, boxes, classes] of all heads together; see ``Head.decode``."""
+        decoded = [head.decode(raw, size) for head, raw in zip(self.heads, outputs, strict=True)]
+        return torch.cat([boxes for boxes, _ in decoded], 1), torch.cat([scores for _, scores in decoded], 1)
 
     def _add(self, section: Section) -> None:
         builders = {

@@ -56,6 +56,7 @@ def tensors(network: Darknet) -> Iterator[tuple[str, Tensor]]:
     For every convolution: the batch norm's bias, weight, mean and variance, or the convolution's own bias; then the
     convolution's weight [out, in / groups, height, width].
     """
+    state = network.state_dict()
     for name, layer in network.named_children():
         if isinstance(layer, nn.Conv2d):
             norm = f"bn{name[1:]}"
@@ -64,7 +65,6 @@ def tensors(network: Darknet) -> Iterator[tuple[str, Tensor]]:
                 if layer.bias is not None
                 else [f"{norm}.{part}" for part in ("bias", "weight", "running_mean", "running_var")]
             )
-            state = network.state_dict()
             for tensor in (*first, f"{name}.weight"):
                 yield tensor, state[tensor]
 

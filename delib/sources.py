@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from delib.records import project_root, sha256, write_bytes
 
@@ -102,6 +103,9 @@ def download(url: str, known_hash: str | None = None) -> bytes:
             return Path(pooch.retrieve(url, known_hash, "file", folder, downloader=fetch)).read_bytes()
         except ValueError as error:  # pooch: the checksum is another one
             raise OSError(f"{url} has the wrong checksum") from error
+        except OSError as error:  # in one line, where requests writes a paragraph
+            status = getattr(getattr(error, "response", None), "status_code", "no answer")
+            raise OSError(f"{urlsplit(url).hostname}: {status}") from error
 
 
 def npm_package(package: str, digest: str, prefix: str) -> Source:
