@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,8 @@ def average_precision(
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    truth, results = [], []
+    truth: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for photo, (found, known, (height, width)) in enumerate(zip(detections, labels, sizes, strict=True)):
         scale = known.boxes.new_tensor([width, height, width, height])
         for box, cls in zip(_corner_and_extent(known.boxes * scale), known.classes.tolist(), strict=True):
@@ -133,7 +135,9 @@ def average_precision(
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
     classes = sorted({a["category_id"] for a in truth + results})
     known_photos = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
-    coco = COCO({"images": known_photos, "annotations": truth, "categories": [{"id": c, "name": str(c)} for c in classes]})
+    coco = COCO(
+        {"images": known_photos, "annotations": truth, "categories": [{"id": c, "name": str(c)} for c in classes]}
+    )
     evaluation = COCOeval_faster(coco, coco.loadRes(results), "bbox", print_function=lambda *_: None)
     evaluation.run()
     return dict(zip(("ap", "ap50", "ap75"), (float(v) for v in np.asarray(evaluation.stats[:3])), strict=True))
@@ -141,4 +145,5 @@ def average_precision(
 
 def _corner_and_extent(boxes: Tensor) -> list[list[float]]:
     """COCO's way to write boxes: left, top, width, height."""
-    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+    corner_and_extent: list[list[float]] = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+    return corner_and_extent

@@ -67,7 +67,6 @@ class Placement:
         boxes = (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
         return boxes.clamp(boxes.new_zeros(4), boxes.new_tensor([width, height, width, height]))
 
-
     def back_masks(self, logits: Tensor, size: tuple[int, int], boxes: Tensor) -> Tensor:
         """Mask logits [n, rows, columns] over a letterbox of ``size`` as masks [n, *photo] (bool) inside ``boxes``."""
         (left, top), (height, width) = self.offset, self.photo
@@ -104,9 +103,7 @@ def prepare(photos: Sequence[Tensor], size: tuple[int, int], margin: float = 0.5
     return torch.stack([canvas for canvas, _ in pairs]), [placement for _, placement in pairs]
 
 
-def suppress(
-    boxes: Tensor, scores: Tensor, threshold: float, overlap: float, limit: int
-) -> tuple[Detections, Tensor]:
+def suppress(boxes: Tensor, scores: Tensor, threshold: float, overlap: float, limit: int) -> tuple[Detections, Tensor]:
     """The detections among one photo's candidates: confident enough, and no duplicate of a more confident one.
 
     ``boxes`` [boxes, 4], ``scores`` [boxes, classes]. A box counts once for every class that reaches ``threshold``,

@@ -43,7 +43,7 @@ class Ultra(nn.Module):
 
     @property
     def _head(self) -> Any:
-        return self.model.model[-1]  # type: ignore[index, union-attr]
+        return self.model.model[-1]  # type: ignore[index]
 
     @property
     def has_masks(self) -> bool:
@@ -73,7 +73,7 @@ class Ultra(nn.Module):
         if channels > 4:
             bins = torch.arange(channels // 4).to(distances)
             distances = (distances.softmax(2) * bins[:, None]).sum(2)
-        near, far = distances.view(n, 4, -1).mT.split(2, -1)
+        near, far = distances.view(n, 4, -1).mT.chunk(2, -1)
         boxes = torch.cat([places - near, places + far], -1) * strides
         return boxes, outputs[1].sigmoid().mT
 
