@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Suffix:
         self.site_inputs = inputs
         self._finished: dict[nn.Module, list[Any]] = defaultdict(list)
 
-    def __enter__(self) -> Suffix:
+    def __enter__(self) -> Self:
         reached = False
 
         def enter_layer(_: nn.Module, args: tuple[Any, ...]) -> None:

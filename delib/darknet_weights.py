@@ -112,7 +112,7 @@ def write_weights(network: Darknet, path: str | Path, header: Header | None = No
             file.write(tensor.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
 
 
-def export_weights(network: Darknet, state: Mapping[str, Tensor], path: str | Path) -> None:
+def export_weights(network: Darknet, state: Mapping[str, Tensor | np.ndarray], path: str | Path) -> None:
     """Write a state dict, such as a decoded student's, as a `.weights` file; ``network`` gives the layout.
 
     ``network``'s own values are replaced by ``state``'s. Raises ValueError where a tensor is missing, has another
@@ -120,7 +120,7 @@ def export_weights(network: Darknet, state: Mapping[str, Tensor], path: str | Pa
     """
     names = dict(tensors(network))
     extra = [n for n in state if n not in names and not n.endswith("num_batches_tracked")]
-    wrong = [n for n, t in names.items() if n not in state or state[n].shape != t.shape]
+    wrong = [n for n, t in names.items() if n not in state or tuple(state[n].shape) != tuple(t.shape)]
     if extra or wrong:
         raise ValueError(
             f"{path}: the values do not fit this darknet network (first difference: {(wrong + extra)[0]}); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +57,11 @@ FILE_SETS = {files.name: files for files in (MNIST_FILES,)}
 def read_idx(path: Path) -> np.ndarray:
     """An IDX file of unsigned bytes as an array. Raises ValueError if its size is not what its header says."""
     raw = path.read_bytes()
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise ValueError(f"{path}: not an IDX file of unsigned bytes; delete it and fetch it again")
     shape = tuple(int(n) for n in np.frombuffer(raw, ">i4", count=raw[3], offset=4))
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if data.size != int(np.prod(shape)):
+    if min(shape, default=0) < 0 or data.size != math.prod(shape):
         raise ValueError(f"{path}: holds {data.size} bytes, its header says {shape}; delete it and fetch it again")
     return data.reshape(shape)
 

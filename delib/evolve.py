@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from delib.assess import Divergence, Suffix, assess, kl
-from delib.networks import weight_layers, weight_of
+from delib.networks import predict, weight_layers, weight_of
 from delib.propose import Criterion, Site, draw, magnitude
+from delib.records import in_batch
 from delib.recover import Recovery
 
 State = dict[str, Tensor]
@@ -25,30 +26,32 @@ State = dict[str, Tensor]
 class Evolved:
     """A student, and how it came to be.
 
-    ``generations`` maps each layer's name to the generation of death of its weights (int16 in the weight's shape;
-    0 = survivor). ``history`` has a row for each cycle and layer: cycle, layer, divergence (of the chosen set),
-    population_mean and population_spread (standard deviation) of the divergences, and sparsity (of the layer,
-    afterwards). ``states`` holds the state dict at cycle 0 (the teacher's) and after each recovery.
+    ``generations`` maps each evolved layer's name to the generation of death of its weights (int16 in the weight's
+    shape; 0 = survivor). ``rows`` has an entry for each cycle and layer (see ``history``). ``states`` holds what the
+    network was at cycle 0 (the teacher) and after each recovery: its state dict, the weights of evolved layers reduced
+    to their survivors. ``cycle`` is the last finished cycle.
     """
 
     student: nn.Module
     generations: dict[str, Tensor]
-    states: dict[int, State]
+    states: dict[int, State] = field(default_factory=dict)
     rows: list[dict[str, float | int | str]] = field(default_factory=list)
     cycle: int = 0
 
     @classmethod
-    def start(cls, teacher: nn.Module) -> Evolved:
-        """Cycle 0: the student is a copy of the teacher and every weight that is not already zero is alive."""
-        student = copy.deepcopy(teacher).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-        layers = weight_layers(student)
-        generations = {n: torch.zeros_like(weight_of(m), dtype=torch.int16) for n, m in layers.items()}
-        return cls(student, generations, {0: _snapshot(student)})
+    def start(cls, teacher: nn.Module, layers: Iterable[str]) -> Evolved:
+        """Cycle 0: the student is a copy of the teacher and every weight of the named layers is a survivor."""
+        student = copy.deepcopy(teacher).eval()
+        weights = {name: weight_of(student.get_submodule(name)) for name in layers}
+        evolved = cls(student, {name: torch.zeros_like(w, dtype=torch.int16) for name, w in weights.items()})
+        evolved.remember()
+        return evolved
 
     @property
     def history(self) -> pd.DataFrame:
-        columns = ["cycle", "layer", "divergence", "population_mean", "population_spread", "sparsity"]
-        return pd.DataFrame(self.rows, columns=columns)
+        """A row for each cycle and layer: cycle, layer, divergence (of the chosen set), population_mean and
+        population_spread (standard deviation) of the divergences, and the layer's sparsity afterwards."""
+        return pd.DataFrame(self.rows, columns=HISTORY)
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -58,15 +61,18 @@ class Evolved:
     @property
     def sparsities(self) -> list[float]:
         """The overall sparsity after each cycle, beginning with cycle 0; over all layers that were evolved."""
-        deaths = sum(torch.bincount(g.flatten().long(), minlength=self.cycle + 1) for g in self.generations.values())
-        deaths = np.asarray(deaths)
+        deaths = np.zeros(self.cycle + 1)
+        for generation in self.generations.values():
+            deaths += torch.bincount(generation.flatten().long(), minlength=self.cycle + 1).cpu().numpy()
         return list((np.cumsum(deaths) - deaths[0]) / deaths.sum())
 
     def cycle_at(self, sparsity: float) -> int:
         """The last cycle whose overall sparsity does not exceed ``sparsity``. Raises ValueError beyond the last."""
         reached = self.sparsities
         if not 0 <= sparsity <= reached[-1] + 1e-9:
-            raise ValueError(f"sparsity {sparsity} was not passed through; this evolution went from 0 to {reached[-1]}")
+            raise ValueError(
+                f"sparsity {sparsity} was not passed through; this evolution went from 0 to {reached[-1]:.4f}"
+            )
         return int(np.searchsorted(reached, sparsity + 1e-9, side="right")) - 1
 
     def at(self, sparsity: float) -> nn.Module:
@@ -74,12 +80,43 @@ class Evolved:
         return self.at_cycle(self.cycle_at(sparsity))
 
     def at_cycle(self, cycle: int) -> nn.Module:
-        """A copy of the student as it was at the end of a cycle: its latest state, less what died since."""
+        """A copy of the student as it was at the end of a cycle: its latest recovered state, less what died since."""
         network = copy.deepcopy(self.student)
-        network.load_state_dict(self.states[max(c for c in self.states if c <= cycle)])
+        recovered = max(c for c in self.states if c <= cycle)
+        state = dict(self.states[recovered])
         for name, generation in self.generations.items():
-            weight_of(network.get_submodule(name))[(generation > 0) & (generation <= cycle)] = 0
+            key, alive_then = f"{name}.weight", (generation == 0) | (generation > recovered)
+            values, state[key] = state[key], torch.zeros_like(network.state_dict()[key])
+            state[key][alive_then] = values
+            state[key][(generation > 0) & (generation <= cycle)] = 0
+        network.load_state_dict(state)
         return network
+
+    def zeros(self, layer: str) -> int:
+        """Number of weights of a layer that were zeroed."""
+        return int((self.generations[layer] > 0).sum())
+
+    def survivors(self, layer: str) -> int:
+        """Number of weights of a layer that are alive."""
+        return self.generations[layer].numel() - self.zeros(layer)
+
+    def zero(self, layer: str, chosen: Tensor, divergences: Tensor) -> None:
+        """Zero the chosen candidate set (flat indices) for good; its divergence is the least of its population's."""
+        weight_of(self.student.get_submodule(layer)).view(-1)[chosen] = 0
+        self.generations[layer].view(-1)[chosen] = self.cycle
+        mean, spread = float(divergences.mean()), float(divergences.std(correction=0))
+        sparsity = self.zeros(layer) / self.generations[layer].numel()
+        self.rows.append(dict(zip(HISTORY, (self.cycle, layer, float(divergences.min()), mean, spread, sparsity))))
+
+    def remember(self) -> None:
+        """Keep the student's present state under the present cycle."""
+        state = {name: tensor.detach().clone() for name, tensor in self.student.state_dict().items()}
+        for name, mask in self.masks.items():
+            state[f"{name}.weight"] = state[f"{name}.weight"][mask]
+        self.states[self.cycle] = state
+
+
+HISTORY = ["cycle", "layer", "divergence", "population_mean", "population_spread", "sparsity"]
 
 
 def evolve(
@@ -97,45 +134,61 @@ def evolve(
     seed: int = 0,
     progress: bool = True,
 ) -> Evolved:
-    evolved = Evolved.start(teacher)
-    teacher.eval()
+    """Evolve a student of ``teacher`` to the sparsity goal of each layer, its divergence kept as small as it can be.
+
+    A cycle goes once through the layers that have not met their goal. In each, ``population`` candidate sets are drawn
+    by ``criterion`` (sharpened as ``temperature`` falls), each is tentatively zeroed, and the set with the smallest
+    ``divergence`` between student and teacher on a fresh batch is zeroed for good. A set is ``share`` of the layer's
+    survivors, so that steps get finer as weights get scarcer; the last set is cut to meet the goal to the weight.
+    After the cycle, ``recovery`` (none by default) may retrain the survivors.
+
+    ``inputs`` [n, ...] are calibration inputs; no labels are used. ``targets`` is one sparsity for all weight layers or
+    a mapping from layer name to sparsity, where layers not named stay dense. ``batch`` inputs are drawn anew for each
+    layer and cycle, for a set that wins on one fixed batch need not win elsewhere. The same ``seed`` on the same device
+    gives the same student. Defaults: 16 sets of 5% are where more stops paying on LeNet-300-100.
+
+    Raises ValueError on an unknown layer, a sparsity outside 0..1, or a share outside 0..1.
+    """
+    goals = zero_goals(teacher, targets)
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie above 0 and up to 1, got {share}")
+    evolved = Evolved.start(teacher, goals)
     student = evolved.student
-    layers = weight_layers(student)
-    goals = zero_goals(student, targets)
-    goals_ = goals
-    while True:
-        evolved.cycle += 1
-        hungry = [n for n in goals if int((evolved.generations[n] > 0).sum()) < goals[n]]
-        if not hungry:
-            evolved.cycle -= 1
-            break
-        for name in hungry:
-            generation = evolved.generations[name]
-            g = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, evolved.cycle, list(goals).index(name)]).generate_state(1)[0]))
-            alive = generation == 0
-            n = int(alive.sum())
-            size = min(max(1, math.ceil(share * n)), goals[name] - (generation.numel() - n))
-            part = inputs[torch.randperm(len(inputs), generator=g)[:batch]]
-            with torch.no_grad():
-                goal = teacher(part)
-            with Suffix(student, layers[name], part) as suffix:
-                cand = draw(criterion(Site(weight_of(layers[name]), suffix.site_inputs)), alive, size, population, temperature, g)
-                d = assess(suffix, cand, goal, divergence)
-            best = int(d.argmin())
-            weight_of(layers[name]).view(-1)[cand[best]] = 0
-            generation.view(-1)[cand[best]] = evolved.cycle
-            evolved.rows.append(dict(cycle=evolved.cycle, layer=name, divergence=float(d[best]), population_mean=float(d.mean()), population_spread=float(d.std()), sparsity=float((generation > 0).float().mean())))
-        if recovery is not None:
-            recovery(student, teacher, evolved.masks, seed + evolved.cycle)
-            evolved.states[evolved.cycle] = _snapshot(student)
+    with tqdm(total=sum(goals.values()), unit="weight", disable=not progress or in_batch()) as bar:
+        while unmet := {name: goal - evolved.zeros(name) for name, goal in goals.items() if evolved.zeros(name) < goal}:
+            evolved.cycle += 1
+            for name, missing in unmet.items():
+                chance = _chance(seed, evolved.cycle, name)
+                part = inputs[torch.randperm(len(inputs), generator=chance)[:batch]]
+                with Suffix(student, student.get_submodule(name), part) as suffix:
+                    relevance = criterion(Site(weight_of(suffix.layer), suffix.site_inputs))
+                    size = min(math.ceil(share * evolved.survivors(name)), missing)
+                    sets = draw(relevance, evolved.masks[name], size, population, temperature, chance)
+                    divergences = assess(suffix, sets, predict(teacher, part), divergence)
+                evolved.zero(name, sets[divergences.argmin()], divergences)
+                bar.update(size)
+            if recovery is not None:
+                recovery(student, teacher, evolved.masks, seed + evolved.cycle)
+                evolved.remember()
     return evolved
 
 
-def zero_goals(student, targets):
-    layers = weight_layers(student)
-    wanted = targets if isinstance(targets, Mapping) else dict.fromkeys(layers, targets)
-    return {n: round(t * weight_of(layers[n]).numel()) for n, t in wanted.items()}
+def zero_goals(network: nn.Module, targets: float | Mapping[str, float]) -> dict[str, int]:
+    """How many weights of each layer are to be zero: sparsity times weights, rounded to the nearest whole number.
+
+    Raises ValueError, naming the layer, on one that the network lacks or a sparsity outside 0..1.
+    """
+    layers = weight_layers(network)
+    wanted = dict(targets) if isinstance(targets, Mapping) else dict.fromkeys(layers, targets)
+    for name, target in wanted.items():
+        if name not in layers:
+            raise ValueError(f"the network has no weight layer {name!r}; it has {', '.join(layers)}")
+        if not 0 <= target <= 1:
+            raise ValueError(f"the sparsity of layer {name!r} must lie in 0..1, got {target}")
+    return {name: round(target * weight_of(layers[name]).numel()) for name, target in wanted.items()}
 
 
-def _snapshot(network: nn.Module) -> State:
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+def _chance(seed: int, cycle: int, layer: str) -> torch.Generator:
+    """A stream of chance of its own for each cycle and layer, so that adding a layer leaves the others' alone."""
+    entropy = np.random.SeedSequence([seed, cycle, *layer.encode()])
+    return torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))

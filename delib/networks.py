@@ -58,7 +58,7 @@ def weight_layers(network: nn.Module) -> dict[str, nn.Module]:
 
     Raises ValueError if there is none.
     """
-    layers = {name: module for name, module in network.named_modules() if isinstance(module, WEIGHT_LAYERS)}
+    layers: dict[str, nn.Module] = {n: m for n, m in network.named_modules() if isinstance(m, WEIGHT_LAYERS)}
     if not layers:
         raise ValueError(f"{type(network).__name__} has no linear or convolutional layer to sparsify")
     return layers

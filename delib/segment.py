@@ -16,7 +16,6 @@ from torch import Tensor
 
 from delib.coco import Labels
 from delib.compare import match
-
 from delib.detect import Detections
 
 # GrabCut's prior, in half extents of the box: surely object within CORE of the centre (as an ellipse), at first guess

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from delib.records import project_root, sha256, write_bytes
+from delib.records import in_batch, project_root, sha256, write_bytes
 
 CONNECT_SECONDS = 20
 PACKAGE_SECONDS = 600
@@ -35,11 +35,15 @@ Source = Callable[[list[str]], Iterator[tuple[str, bytes]]]
 
 @dataclass(frozen=True)
 class FileSet:
-    """Files with their SHA-256, and the sources to try in order, each with a name to report."""
+    """Files with their SHA-256, and the sources to try in order, each with a name to report.
+
+    ``optional`` files are large or hard to get: they are fetched only where they are asked for by name.
+    """
 
     name: str
     checksums: Mapping[str, str]
     sources: Mapping[str, Source]
+    optional: bool = False
 
     @property
     def folder(self) -> Path:
@@ -97,7 +101,7 @@ def download(url: str, known_hash: str | None = None) -> bytes:
     import pooch
 
     pooch.get_logger().setLevel("WARNING")  # the progress bar says it better
-    fetch = pooch.HTTPDownloader(timeout=CONNECT_SECONDS, progressbar=sys.stderr.isatty())
+    fetch = pooch.HTTPDownloader(timeout=CONNECT_SECONDS, progressbar=not in_batch())
     with tempfile.TemporaryDirectory() as folder:
         try:
             return Path(pooch.retrieve(url, known_hash, "file", folder, downloader=fetch)).read_bytes()

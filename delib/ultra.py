@@ -7,6 +7,7 @@ packages; ``_library`` forbids all three before the import.
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from torch import Tensor, nn
 from delib.records import write_bytes
 from delib.sources import DataUnavailable, cache_folder, download
 
+# What unpickling and ultralytics' own checks raise on a file that is no checkpoint.
+READING_FAILS = (
+    OSError, EOFError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError,
+    pickle.UnpicklingError,
+)  # fmt: skip
 ASSETS_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
 
 
@@ -115,7 +121,7 @@ def load_ultra(name: str | Path) -> Ultra:
     file = path if path.is_file() else _fetch(path)
     try:
         model, _ = tasks.load_checkpoint(file)
-    except Exception as error:  # ultralytics raises whatever unpickling meets
+    except READING_FAILS as error:
         reason = f"{type(error).__name__} {error}".splitlines()[0][:100]
         raise ValueError(f"{file}: not a checkpoint that ultralytics can read safely ({reason})") from None
     return Ultra(model).eval()

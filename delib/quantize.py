@@ -1,0 +1,160 @@
+"""Quantisation: few levels for the survivors of each layer, and the network that results."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from delib.encode import LevelTensor
+from delib.networks import weight_layers
+
+Levels = NDArray[np.float32]
+# Survivors' values [n], number of levels -> levels in rising order, at most that many.
+Placement = Callable[[NDArray[np.floating], int], Levels]
+# Up to this many survivors k-means is exact; beyond, on groups of equally many neighbours in sorted order.
+EXACT = 1 << 15
+
+
+def uniform_levels(values: NDArray[np.floating], count: int) -> Levels:
+    """``count`` equally spaced levels, centred in equal bins over the values' range (mid-rise uniform quantiser)."""
+    low, high = float(values.min()), float(values.max())
+    step = (high - low) / count
+    return np.unique((low + step * (np.arange(count) + 0.5)).astype(np.float32))
+
+
+def kmeans_levels(values: NDArray[np.floating], count: int) -> Levels:
+    """The ``count`` levels of least squared error: exact one-dimensional k-means by dynamic programming.
+
+    D_m[j] = min_i D_{m-1}[i-1] + cost(i..j) over sorted values, with the best i monotone in j, so that each row takes
+    O(n log n) by divide and conquer (Grønlund et al. 2017, section 2). Exact for up to ``EXACT`` values; more are
+    first merged into that many groups of neighbours, and the levels are the means of the groups' members.
+    """
+    ordered = np.sort(values.astype(np.float64))
+    count = min(count, len(np.unique(ordered)))
+    starts = np.unique(np.linspace(0, len(ordered), min(len(ordered), EXACT), endpoint=False).astype(np.int64))
+    edges = np.append(starts, len(ordered))
+    sums, squares = (np.concatenate([[0.0], np.cumsum(x)])[edges] for x in (ordered, ordered**2))
+    cuts = _best_cuts(edges, sums, squares, count)
+    return np.unique((np.diff(sums[cuts]) / np.diff(edges[cuts])).astype(np.float32))
+
+
+def _best_cuts(edges: NDArray[Any], sums: NDArray[Any], squares: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Where to cut the groups into ``count`` clusters: [count + 1] positions, the first 0, the last all groups."""
+
+    def cost(start: NDArray[Any], stop: NDArray[Any]) -> NDArray[np.float64]:
+        total = sums[stop] - sums[start]
+        return squares[stop] - squares[start] - total**2 / np.maximum(edges[stop] - edges[start], 1)
+
+    groups = len(edges) - 1
+    stops = np.arange(groups + 1)
+    error, choices = cost(np.zeros_like(stops), stops), []
+    for _ in range(count - 1):
+        error, choice = _cheapest_starts(error, cost, groups)
+        choices.append(choice)
+    cuts = [groups]
+    for choice in reversed(choices):
+        cuts.append(int(choice[cuts[-1]]))
+    return np.array([0, *reversed(cuts)])
+
+
+def _cheapest_starts(
+    error: NDArray[np.float64], cost: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]], groups: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """For every stop the best start of the last cluster: its total error and the start, both [groups + 1].
+
+    Stops are taken at halving strides; each looks only between the best starts of its two solved neighbours.
+    """
+    best, choice = error.copy(), np.zeros(groups + 1, np.int64)
+    bound = np.full(groups + 2, -1, np.int64)  # best starts of the stops solved so far
+    stride = 1 << int(groups).bit_length()
+    bound[0] = 0
+    while stride:
+        stops = np.arange(stride, groups + 1, 2 * stride)
+        low = bound[stops - stride]
+        after = np.minimum(stops + stride, groups + 1)
+        high = np.minimum(np.where(bound[after] < 0, stops, bound[after]), stops)
+        lengths = high - low + 1
+        offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        starts = np.arange(lengths.sum()) - np.repeat(offsets - low, lengths)
+        totals = error[starts] + cost(starts, np.repeat(stops, lengths))
+        least = np.minimum.reduceat(totals, offsets) if len(stops) else totals
+        hits = np.flatnonzero(totals == np.repeat(least, lengths))
+        first = hits[np.searchsorted(hits, offsets)] if len(stops) else hits
+        best[stops], choice[stops], bound[stops] = least, starts[first], starts[first]
+        stride //= 2
+    return best, choice
+
+
+PLACEMENTS: dict[str, Placement] = {"kmeans": kmeans_levels, "uniform": uniform_levels}
+
+
+class Quantized(dict[str, "NDArray[Any] | LevelTensor"]):
+    """Every tensor of a network's state dict by name: weights of layers as ``LevelTensor``, the rest as arrays."""
+
+    def network(self, like: nn.Module) -> nn.Module:
+        """A copy of ``like`` that holds these values. Raises ValueError, in one line, if names or shapes differ."""
+        network = copy.deepcopy(like)
+        state = network.state_dict()
+        if missing := sorted(set(state) ^ set(self)):
+            raise ValueError(f"made for another network: {missing[0]} is in only one of the two")
+        for name, tensor in self.items():
+            values = torch.from_numpy(tensor.dense() if isinstance(tensor, LevelTensor) else np.array(tensor))
+            if values.shape != state[name].shape:
+                raise ValueError(
+                    f"made for another network: {name} is {tuple(values.shape)} here, {tuple(state[name].shape)} there"
+                )
+            state[name].copy_(values)
+        return network
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros among the weights of the quantised layers."""
+        weights = [t.dense() for t in self.values() if isinstance(t, LevelTensor)]
+        return 1 - sum(np.count_nonzero(w) for w in weights) / sum(w.size for w in weights)
+
+
+def quantize(network: nn.Module, bits: int | Mapping[str, int] = 4, method: str | Placement = "kmeans") -> Quantized:
+    """Give the survivors (non-zero weights) of every weight layer at most 2**bits levels, each layer its own.
+
+    ``bits`` may differ by layer (a mapping by layer name). ``method`` is ``"kmeans"``, ``"uniform"`` or any placement.
+    Biases, norms and buffers stay as they are. Raises ValueError on bits outside 1..16 or an unknown method.
+    """
+    names = {f"{layer}.weight": layer for layer in weight_layers(network)}
+    of = bits if isinstance(bits, Mapping) else dict.fromkeys(names.values(), bits)
+    if missing := set(names.values()) - set(of):
+        raise ValueError(f"no number of bits is given for layer {min(missing)!r}")
+    return quantize_tensors(network.state_dict(), {name: of[layer] for name, layer in names.items()}, method)
+
+
+def quantize_tensors(
+    state: Mapping[str, Tensor], bits: int | Mapping[str, int] = 4, method: str | Placement = "kmeans"
+) -> Quantized:
+    """The same for a bare state dict: ``bits`` by tensor name, or one number for all floats of two or more dimensions."""
+    if isinstance(bits, int):
+        bits = {name: bits for name, tensor in state.items() if tensor.dim() > 1 and tensor.is_floating_point()}
+    if isinstance(method, str) and method not in PLACEMENTS:
+        raise ValueError(f"no placement of levels is called {method!r}; choose one of {', '.join(PLACEMENTS)}")
+    place = PLACEMENTS[method] if isinstance(method, str) else method
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
+    return Quantized(
+        (name, quantize_weight(array, bits[name], place) if name in bits else array.copy())
+        for name, array in arrays.items()
+    )
+
+
+def quantize_weight(weight: NDArray[np.floating], bits: int, place: Placement = kmeans_levels) -> LevelTensor:
+    """One weight: levels placed by ``place`` for its non-zero values, each value given its nearest level."""
+    if not 1 <= bits <= 16:
+        raise ValueError(f"bits per survivor must lie in 1..16, got {bits}")
+    mask = weight != 0
+    values = weight[mask]
+    codebook = place(values, 1 << bits) if values.size else np.zeros(1, np.float32)
+    codebook = codebook[codebook != 0] if (codebook != 0).any() else codebook
+    nearest = np.searchsorted((codebook[1:].astype(np.float64) + codebook[:-1]) / 2, values)
+    return LevelTensor(mask, nearest.astype(np.uint8 if bits <= 8 else np.uint16), codebook)

@@ -1,0 +1,102 @@
+"""Running only what is behind a layer gives exactly what the whole network gives."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delib.assess import Suffix, assess, kl, mse, tentatively_zeroed
+from delib.networks import lenet5, weight_layers, weight_of
+
+
+class Branched(nn.Module):
+    """Skips, a route, a module used twice and one that works in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.act = nn.ReLU(inplace=True)
+        self.shared = nn.Conv2d(8, 8, 3, padding=1)
+        self.down = nn.MaxPool2d(2)
+        self.side = nn.Conv2d(8, 4, 1)
+        self.head = nn.Conv2d(12, 5, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.act(self.norm(self.stem(x)))
+        once = stem + self.act(self.shared(stem))
+        twice = once + self.act(self.shared(once))
+        low = self.down(twice)
+        return self.head(torch.cat([F.interpolate(low, scale_factor=2), self.side(stem)], 1)).flatten(1)
+
+
+@pytest.fixture(params=["branched", "lenet5"])
+def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    if request.param == "lenet5":
+        return lenet5().eval(), torch.randn(6, 1, 28, 28)
+    return Branched().eval(), torch.randn(6, 3, 8, 8)
+
+
+def test_the_suffix_is_exactly_the_full_forward_for_every_layer(case) -> None:
+    network, inputs = case
+    with torch.no_grad():
+        teacher = network(inputs)
+    for name, layer in weight_layers(network).items():
+        generator = torch.Generator().manual_seed(1)
+        candidates = torch.stack([torch.randperm(weight_of(layer).numel(), generator=generator)[:7] for _ in range(3)])
+        naive = []
+        for candidate in candidates:
+            trial = copy.deepcopy(network)
+            weight_of(trial.get_submodule(name)).view(-1)[candidate] = 0
+            with torch.no_grad():
+                naive.append(mse(trial(inputs), teacher))
+        with Suffix(network, layer, inputs) as suffix:
+            assert torch.equal(suffix(), teacher)
+            assert torch.equal(assess(suffix, candidates, teacher, mse), torch.stack(naive)), name
+        with torch.no_grad():
+            assert torch.equal(network(inputs), teacher)  # nothing stays patched
+
+
+def test_only_what_is_behind_the_layer_runs() -> None:
+    network, inputs = lenet5().eval(), torch.randn(2, 1, 28, 28)
+    calls: list[str] = []
+    with Suffix(network, network.fc1, inputs) as suffix:
+        for name in ("conv1", "conv2", "fc1", "fc2"):
+            layer, forward = (
+                network.get_submodule(name),
+                network.get_submodule(name)._conv_forward if "conv" in name else None,
+            )
+            if forward is not None:
+                layer._conv_forward = lambda *args, n=name, f=forward: (calls.append(n), f(*args))[1]
+            else:
+                layer.register_forward_hook(lambda *_, n=name: calls.append(n))
+        suffix()
+    assert calls == ["fc1", "fc2"]
+
+
+def test_site_inputs_are_what_the_layer_sees() -> None:
+    network, inputs = lenet5().eval(), torch.randn(3, 1, 28, 28)
+    with Suffix(network, network.conv2, inputs) as suffix, torch.no_grad():
+        assert torch.equal(suffix.site_inputs, network.pool1(network.conv1(inputs)))
+
+
+def test_a_layer_that_never_runs_is_said_to() -> None:
+    with pytest.raises(ValueError, match="never called"), Suffix(lenet5(), nn.Linear(2, 2), torch.randn(1, 1, 28, 28)):
+        pass
+
+
+def test_tentative_zeroing_is_undone_even_when_the_block_fails() -> None:
+    layer = nn.Linear(5, 4)
+    before = weight_of(layer).clone()
+    with pytest.raises(RuntimeError), tentatively_zeroed(layer, torch.tensor([0, 7, 19])):
+        assert int((weight_of(layer) == 0).sum()) == 3
+        raise RuntimeError
+    assert torch.equal(weight_of(layer), before)
+
+
+def test_a_softer_temperature_lowers_the_divergence_of_logits() -> None:
+    s, t = torch.randn(9, 5), torch.randn(9, 5)
+    assert float(kl(s, t, 4.0)) / 16 < float(kl(s, t))

@@ -1,0 +1,191 @@
+"""The container: lossless for every tensor, closed to every damaged or hostile file."""
+
+import hashlib
+import json
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from delib.encode import DTYPES, MAGIC, DelibError, LevelTensor, decode, encode, read, sizes, write
+
+SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=9)
+
+
+@st.composite
+def level_tensors(draw: st.DrawFn) -> LevelTensor:
+    mask = draw(hnp.arrays(bool, draw(SHAPES)))
+    codebook = draw(hnp.arrays(np.float32, st.integers(1, 17)))
+    indices = draw(hnp.arrays(np.uint8, int(mask.sum()), elements=st.integers(0, len(codebook) - 1)))
+    return LevelTensor(mask, indices, codebook)
+
+
+PLAIN = st.sampled_from(DTYPES).flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)))
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.text(max_size=8), st.one_of(level_tensors(), PLAIN), max_size=4))
+def test_what_is_decoded_is_bit_for_bit_what_was_encoded(tensors: dict) -> None:
+    decoded = decode(encode(tensors))
+    assert list(decoded) == list(tensors)
+    for name, tensor in tensors.items():
+        other = decoded[name]
+        if isinstance(tensor, LevelTensor):
+            assert isinstance(other, LevelTensor)
+            assert same_bits(other.dense(), tensor.dense())
+            assert same_bits(other.mask, tensor.mask) and same_bits(other.codebook, tensor.codebook)
+            assert np.array_equal(other.indices, tensor.indices)
+        else:
+            assert isinstance(other, np.ndarray) and same_bits(other, tensor)
+
+
+def random_tensor(rows: int = 200, columns: int = 300, density: float = 0.1, levels: int = 16) -> LevelTensor:
+    rng = np.random.default_rng(0)
+    mask = rng.random((rows, columns)) < density
+    codebook = np.sort(rng.normal(size=levels)).astype(np.float32)
+    return LevelTensor(mask, rng.integers(0, levels, mask.sum()).astype(np.uint8), codebook)
+
+
+def test_size_is_near_the_entropy_of_mask_and_indices() -> None:
+    tensor = random_tensor(1000, 1000)
+    p = tensor.mask.mean()
+    entropy = tensor.mask.size * -(p * np.log2(p) + (1 - p) * np.log2(1 - p)) + len(tensor.indices) * 4
+    assert len(encode({"w": tensor})) < 1.01 * entropy / 8 + 300
+
+
+def test_columns_that_die_together_cost_less_than_scattered_deaths() -> None:
+    tensor = random_tensor(300, 784, levels=1)
+    together = tensor.mask[:, np.argsort(tensor.mask.sum(0))] & (np.arange(784) >= 392)
+    scattered = np.random.default_rng(1).permutation(together.ravel()).reshape(together.shape)
+    indices = tensor.indices[: together.sum()]
+    coded = [len(encode({"w": LevelTensor(m, indices, tensor.codebook)})) for m in (together, scattered)]
+    assert coded[0] < 0.85 * coded[1]
+
+
+def test_extreme_masks_stay_within_the_bound_that_reading_enforces() -> None:
+    for fill in (True, False):
+        mask = np.full((500, 4000), fill)
+        tensor = LevelTensor(mask, np.zeros(mask.sum(), np.uint8), np.ones(1, np.float32))
+        decoded = decode(encode({"w": tensor}))["w"]
+        assert isinstance(decoded, LevelTensor) and np.array_equal(decoded.mask, mask)
+
+
+FILE = encode({"w": random_tensor(), "b": np.arange(5, dtype=np.float32)})
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, len(FILE) - 1), st.integers(1, 255))
+def test_a_flipped_byte_is_refused(position: int, flip: int) -> None:
+    damaged = bytearray(FILE)
+    damaged[position] ^= flip
+    with pytest.raises(DelibError):
+        decode(bytes(damaged))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, len(FILE) - 1))
+def test_a_cut_tail_is_refused(length: int) -> None:
+    with pytest.raises(DelibError):
+        decode(FILE[:length])
+
+
+def forged(entries: object, payload: bytes) -> bytes:
+    """A file with a good checksum around whatever its author wanted us to believe."""
+    header = zlib.compress(json.dumps(entries).encode())
+    body = len(header).to_bytes(4, "little") + header + payload
+    return MAGIC + hashlib.sha256(body).digest() + body
+
+
+LEVELS = {"name": "w", "shape": [4, 4], "bytes": 12, "counts": [8], "prior": 1.0}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{**LEVELS, "shape": [1 << 20, 1 << 20]}],
+        [{**LEVELS, "shape": [1 << 39, 1 << 39, 1 << 39]}],
+        [{**LEVELS, "shape": [-4, -4]}],
+        [{**LEVELS, "shape": []}],
+        [{**LEVELS, "counts": [1 << 50]}],
+        [{**LEVELS, "counts": [1] * 5}],
+        [{**LEVELS, "prior": 0.0}],
+        [{**LEVELS, "name": 3}],
+        [{"name": "b", "shape": [1 << 35], "bytes": 12, "dtype": "float32"}],
+        [{"name": "b", "shape": [3], "bytes": 12, "dtype": "object"}],
+        [{"name": "b", "shape": [3], "bytes": -12, "dtype": "float32"}],
+        [{"name": "b", "shape": [3]}],
+        {"name": "b"},
+        7,
+    ],
+)
+def test_absurd_claims_are_refused_in_one_line_and_without_allocation(entries: object) -> None:
+    data = forged(entries, b"\0" * 12)
+    tracemalloc.start()
+    with pytest.raises(DelibError) as refusal:
+        decode(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_header_bomb_is_not_inflated() -> None:
+    bomb = zlib.compress(b" " * (64 << 20), 9)
+    body = len(bomb).to_bytes(4, "little") + bomb
+    tracemalloc.start()
+    with pytest.raises(DelibError):
+        decode(MAGIC + hashlib.sha256(body).digest() + body)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 48 << 20
+
+
+def test_random_payloads_under_a_good_checksum_never_crash() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        entry = {**LEVELS, "shape": [40, 40], "counts": [200, 300], "bytes": 208}
+        try:
+            decode(forged([entry], rng.bytes(208)))
+        except DelibError:
+            continue
+
+
+def test_reading_names_the_file(tmp_path) -> None:
+    path = tmp_path / "student.delib"
+    assert write(path, {"b": np.ones(3)}) == path.stat().st_size
+    assert np.array_equal(read(path)["b"], np.ones(3))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DelibError, match="student.delib"):
+        read(path)
+
+
+def test_sizes_account_for_the_file() -> None:
+    assert sizes(FILE)["b"] == 20
+    assert 0 < len(FILE) - sum(sizes(FILE).values()) < 300
+
+
+def test_a_dtype_that_cannot_be_held_is_named() -> None:
+    with pytest.raises(ValueError, match="complex128"):
+        encode({"z": np.zeros(2, complex)})
+
+
+@pytest.mark.parametrize(
+    ("mask", "indices", "codebook"),
+    [
+        (np.ones((2, 2), bool), np.zeros(3, np.uint8), np.zeros(1, np.float32)),
+        (np.ones((2, 2), bool), np.ones(4, np.uint8), np.zeros(1, np.float32)),
+        (np.ones((2, 2)), np.zeros(4, np.uint8), np.zeros(1, np.float32)),
+        (np.ones((2, 2), bool), np.zeros(4, np.uint8), np.zeros(1)),
+    ],
+)
+def test_an_inconsistent_level_tensor_is_refused(mask, indices, codebook) -> None:
+    with pytest.raises(ValueError):
+        LevelTensor(mask, indices, codebook)

@@ -1,0 +1,177 @@
+"""The cycle against brute force on tiny networks: what it chooses, what it keeps, where it stops."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from delib.assess import DIVERGENCES, Divergence, kl, mse
+from delib.encode import encode
+from delib.evolve import evolve, zero_goals
+from delib.networks import sparsity, weight_layers, weight_of
+from delib.propose import CRITERIA
+from delib.quantize import quantize
+from delib.recover import recover
+
+
+def tiny(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+
+
+INPUTS = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+
+
+def population_of(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Collects every population that the evolution draws from now on."""
+    import delib.evolve as module
+
+    seen, original = [], module.draw
+
+    def spy(*args, **kwargs) -> Tensor:
+        seen.append(original(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(module, "draw", spy)
+    return seen
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+def test_the_zeroed_set_is_the_least_divergent_of_its_population(
+    criterion, divergence: Divergence, monkeypatch
+) -> None:
+    teacher = tiny()
+    populations = population_of(teacher, monkeypatch)
+    evolved = evolve(
+        teacher, INPUTS, {"2": 0.5}, population=6, share=0.2, criterion=criterion, divergence=divergence, batch=64
+    )
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for cycle, candidates in enumerate(populations, start=1):
+            measured = []
+            for candidate in candidates:
+                trial = copy.deepcopy(student)
+                trial[2].weight.view(-1)[candidate] = 0
+                measured.append(float(divergence(trial(INPUTS), teacher(INPUTS))))
+            best = candidates[measured.index(min(measured))]
+            died = (evolved.generations["2"] == cycle).flatten().nonzero().squeeze(1)
+            assert set(died.tolist()) == set(best.tolist())
+            row = evolved.history.iloc[cycle - 1]
+            assert row.divergence == pytest.approx(min(measured), rel=1e-4, abs=1e-7)
+            assert row.population_mean == pytest.approx(sum(measured) / len(measured), rel=1e-4, abs=1e-7)
+            student[2].weight.view(-1)[best] = 0
+    assert torch.equal(student[2].weight, evolved.student[2].weight)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.05, 1), st.integers(1, 4))
+def test_targets_are_met_to_the_weight(first: float, last: float, share: float, population: int) -> None:
+    teacher = tiny()
+    evolved = evolve(teacher, INPUTS, {"0": first, "4": last}, share=share, population=population)
+    zeros = {name: int((weight_of(layer) == 0).sum()) for name, layer in weight_layers(evolved.student).items()}
+    assert zeros == {"0": round(first * 48), "2": 0, "4": round(last * 15)}
+
+
+def test_the_teacher_is_left_as_it_was() -> None:
+    teacher, before = tiny(), tiny().state_dict()
+    evolve(teacher, INPUTS, 0.8, population=2)
+    assert all(torch.equal(teacher.state_dict()[name], value) for name, value in before.items())
+
+
+def recovery(student: nn.Module, teacher: nn.Module, masks: dict[str, Tensor], seed: int) -> None:
+    recover(student, teacher, masks, seed, inputs=INPUTS, steps=5, batch=16, learning_rate=1e-2)
+
+
+def test_masks_hold_through_recovery() -> None:
+    evolved = evolve(tiny(), INPUTS, 0.7, population=3, share=0.3, recovery=recovery)
+    for name, generation in evolved.generations.items():
+        weight = weight_of(evolved.student.get_submodule(name))
+        assert torch.equal(weight == 0, generation > 0)
+    assert sparsity(evolved.student) == pytest.approx(round(0.7 * 48 + 0.7 * 40 + 0.7 * 15) / 103, abs=0.02)
+
+
+def test_every_state_on_the_way_can_be_had_again() -> None:
+    """The network at a cycle is what a run that stopped there would have returned."""
+    full = evolve(tiny(), INPUTS, 0.7, population=3, share=0.3, recovery=recovery, seed=3)
+    assert full.cycle >= 3
+    for cycle in range(full.cycle + 1):
+        network = full.at_cycle(cycle)
+        zeros = {
+            name: int((generation > 0).logical_and(generation <= cycle).sum())
+            for name, generation in full.generations.items()
+        }
+        assert {name: int((weight_of(layer) == 0).sum()) for name, layer in weight_layers(network).items()} == zeros
+    last = full.at(full.sparsities[-1]).state_dict()
+    assert all(torch.equal(value, last[name]) for name, value in full.student.state_dict().items())
+    first = full.at(0.0).state_dict()
+    assert all(torch.equal(value, first[name]) for name, value in tiny().state_dict().items())
+
+
+def test_an_earlier_cycle_equals_the_run_that_stopped_there() -> None:
+    full = evolve(tiny(), INPUTS, {"0": 0.9}, population=3, share=0.25, recovery=recovery, seed=5)
+    stop = full.cycle // 2
+    short = evolve(tiny(), INPUTS, {"0": full.sparsities[stop]}, population=3, share=0.25, recovery=recovery, seed=5)
+    assert short.cycle == stop
+    expected, got = short.student.state_dict(), full.at_cycle(stop).state_dict()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_sparsity_rises_with_every_cycle_and_at_takes_the_last_within_reach() -> None:
+    evolved = evolve(tiny(), INPUTS, 0.8, population=2, share=0.2)
+    passed = evolved.sparsities
+    assert passed == sorted(passed) and passed[0] == 0
+    between = (passed[2] + passed[3]) / 2
+    assert sparsity(evolved.at(between)) == pytest.approx(passed[2])
+    with pytest.raises(ValueError, match="not passed through"):
+        evolved.at(0.95)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
+    coded = [encode(quantize(evolve(tiny(), INPUTS, 0.6, seed=seed, recovery=recovery).student)) for seed in (1, 1, 2)]
+    assert coded[0] == coded[1] != coded[2]
+
+
+def test_more_candidates_find_less_divergent_students() -> None:
+    """Selection is at work: over seeds, the best of 32 beats the only one of 1."""
+
+    def mean_end(size: int) -> float:
+        students = [evolve(tiny(), INPUTS, {"0": 0.5}, population=size, seed=seed).student for seed in range(5)]
+        with torch.no_grad():
+            return sum(float(kl(student(INPUTS), tiny()(INPUTS))) for student in students) / 5
+
+    assert mean_end(32) < 0.8 * mean_end(1)
+
+
+def test_any_callable_is_a_divergence() -> None:
+    evolved = evolve(tiny(), INPUTS, 0.3, divergence=lambda s, t: (s - t).abs().max(), population=2)
+    assert evolved.history.divergence.iloc[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "named"),
+    [
+        ({"conv9": 0.5}, {}, "conv9"),
+        ({"0": 1.5}, {}, "1.5"),
+        (-0.1, {}, "-0.1"),
+        (0.5, {"share": 0.0}, "share"),
+    ],
+)
+def test_wrong_arguments_are_named(targets, options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        evolve(tiny(), INPUTS, targets, **options)
+
+
+def test_goals_are_counts_of_weights() -> None:
+    assert zero_goals(tiny(), 0.5) == {"0": 24, "2": 20, "4": 8}
+
+
+def test_divergences_are_zero_for_equals_and_agree_with_their_definitions() -> None:
+    s, t = torch.randn(7, 4), torch.randn(7, 4)
+    p, q = t.softmax(1), s.softmax(1)
+    assert float(kl(s, t)) == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
+    assert float(mse(s, t)) == pytest.approx(float(((s - t) ** 2).mean()), rel=1e-5)
+    assert float(kl(t, t)) == pytest.approx(0, abs=1e-6) and float(mse(t, t)) == 0

@@ -1,0 +1,127 @@
+"""Levels against brute force, and the network that the levels give."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import nn
+
+from delib.encode import LevelTensor, decode, encode
+from delib.networks import lenet300, weight_layers, weight_of
+from delib.quantize import Quantized, kmeans_levels, quantize, quantize_tensors, quantize_weight, uniform_levels
+
+
+def squared_error(values: np.ndarray, levels: np.ndarray) -> float:
+    return float(((values[:, None].astype(float) - levels[None].astype(float)) ** 2).min(1).sum())
+
+
+def least_squared_error(values: np.ndarray, count: int) -> float:
+    """By trying every way to cut the sorted values into clusters."""
+    ordered = np.sort(values).astype(float)
+    ways = itertools.combinations(range(1, len(ordered)), count - 1)
+    return min(sum(((p - p.mean()) ** 2).sum() for p in np.split(ordered, cuts)) for cuts in ways)
+
+
+VALUES = hnp.arrays(np.float32, st.integers(2, 11), elements=st.floats(-4, 4, width=32))
+
+
+@settings(max_examples=150, deadline=None)
+@given(VALUES, st.integers(1, 5))
+def test_kmeans_is_as_good_as_trying_everything(values: np.ndarray, count: int) -> None:
+    levels = kmeans_levels(values, count)
+    assert len(levels) <= count and np.all(np.diff(levels) > 0)
+    best = least_squared_error(values, min(count, len(values)))
+    assert squared_error(values, levels) <= best + 1e-4 * (1 + best)
+
+
+def test_kmeans_on_many_values_cannot_be_improved_by_lloyds_iterations() -> None:
+    values = np.random.default_rng(0).laplace(size=200_000)
+    levels = kmeans_levels(values, 16)
+    ours = refined = squared_error(values, levels)
+    for _ in range(20):
+        nearest = np.abs(values[:, None] - levels[None]).argmin(1)
+        levels = np.bincount(nearest, values) / np.bincount(nearest)
+        refined = min(refined, squared_error(values, levels))
+    assert ours <= 1.0001 * refined
+    assert ours < squared_error(values, uniform_levels(values, 16))
+
+
+@settings(deadline=None)
+@given(VALUES, st.integers(1, 8))
+def test_uniform_levels_are_equally_spaced_within_the_range(values: np.ndarray, count: int) -> None:
+    levels = uniform_levels(values, count).astype(float)
+    assert values.min() <= levels.min() and levels.max() <= values.max()
+    step = (float(values.max()) - float(values.min())) / count
+    assert np.all(np.abs(values[:, None] - levels[None]).min(1) <= step / 2 + 1e-5)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, (5, 7), elements=st.floats(-2, 2, width=32)), st.integers(1, 4))
+def test_zeros_stay_zero_and_every_survivor_takes_its_nearest_level(weight: np.ndarray, bits: int) -> None:
+    tensor = quantize_weight(weight, bits)
+    dense = tensor.dense()
+    assert np.all(dense[weight == 0] == 0)
+    assert np.array_equal(tensor.mask, weight != 0)
+    assert len(tensor.codebook) <= 2**bits
+    nearest = np.abs(weight[..., None] - tensor.codebook).min(-1)
+    assert np.allclose(np.abs(weight - dense)[tensor.mask], nearest[tensor.mask])
+
+
+def network_with_norm() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    net(torch.randn(8, 2, 4, 4))  # moves the norm's running statistics
+    weight_of(net[0]).view(-1)[::2] = 0
+    return net.eval()
+
+
+def test_the_decoded_network_is_the_quantised_network() -> None:
+    original = network_with_norm()
+    quantized = quantize(original, bits=3)
+    student = quantized.network(original)
+    decoded = Quantized(decode(encode(quantized))).network(original)
+    for (name, a), b in zip(student.state_dict().items(), decoded.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b), name
+    x = torch.randn(5, 2, 4, 4)
+    assert torch.equal(student(x), decoded(x))
+    for layer in weight_layers(student).values():
+        assert len(weight_of(layer).unique()) <= 2**3 + 1
+    assert torch.equal(student[1].running_var, original[1].running_var)
+
+
+def test_bits_may_differ_by_layer() -> None:
+    quantized = quantize(lenet300(), bits={"fc1": 2, "fc2": 3, "fc3": 5})
+    counts = {name: len(t.codebook) for name, t in quantized.items() if isinstance(t, LevelTensor)}
+    assert counts == {"fc1.weight": 4, "fc2.weight": 8, "fc3.weight": 32}
+
+
+def test_a_bare_state_dict_quantises_like_its_network() -> None:
+    network = lenet300()
+    a, b = quantize(network, bits=4), quantize_tensors(network.state_dict(), 4)
+    assert encode(a) == encode(b)
+
+
+def test_another_networks_file_is_refused_in_one_line() -> None:
+    quantized = quantize(network_with_norm())
+    with pytest.raises(ValueError, match="another network") as refusal:
+        quantized.network(lenet300())
+    assert "\n" not in str(refusal.value)
+    other = nn.Sequential(nn.Conv2d(2, 4, 5), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(ValueError, match=r"0\.weight"):
+        quantized.network(other)
+
+
+@pytest.mark.parametrize("wrong", [{"bits": 0}, {"bits": 17}, {"method": "magic"}, {"bits": {"fc1": 4}}])
+def test_wrong_arguments_are_named(wrong: dict) -> None:
+    with pytest.raises(ValueError):
+        quantize(lenet300(), **wrong)
+
+
+def test_sparsity_counts_the_zeros_of_the_quantised_layers() -> None:
+    network = lenet300()
+    weight_of(network.fc1).view(-1)[:235_200] = 0
+    assert quantize(network).sparsity == pytest.approx(235_200 / 266_200)
