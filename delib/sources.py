@@ -29,6 +29,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DELIB_DATA") or project_root() / "data" / "cache")
 
 
+def offline() -> bool:
+    """Whether the user forbids contacting anything: ``DELIB_OFFLINE=1``."""
+    return os.environ.get("DELIB_OFFLINE") == "1"
+
+
 # A source yields (file name, content) for the files asked for, in any order; it raises OSError where it fails.
 Source = Callable[[list[str]], Iterator[tuple[str, bytes]]]
 
@@ -56,7 +61,7 @@ class FileSet:
         """
         missing = [name for name in self.checksums if not self._is_good(name)]
         tried: list[str] = []
-        if missing and os.environ.get("DELIB_OFFLINE") == "1":
+        if missing and offline():
             tried.append("DELIB_OFFLINE=1 forbids contacting any source")
         elif missing:
             for label, source in self.sources.items():
@@ -100,6 +105,8 @@ def download(url: str, known_hash: str | None = None) -> bytes:
     """What stands at ``url``; ``known_hash`` as pooch writes it. Raises OSError without a good answer."""
     import pooch
 
+    if offline():
+        raise OSError("DELIB_OFFLINE=1 forbids contacting any source")
     pooch.get_logger().setLevel("WARNING")  # the progress bar says it better
     fetch = pooch.HTTPDownloader(timeout=CONNECT_SECONDS, progressbar=not in_batch())
     with tempfile.TemporaryDirectory() as folder:

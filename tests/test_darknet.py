@@ -13,7 +13,15 @@ from torch.nn import functional as F
 from delib.coco import sample_photos
 from delib.darknet import Darknet, MaxPool, yolov3, yolov3_tiny
 from delib.darknet_cfg import parse_cfg, read_cfg, yolov3_cfg, yolov3_tiny_cfg
-from delib.darknet_weights import Header, export_weights, random_weights, read_weights, tensors, value_count, write_weights
+from delib.darknet_weights import (
+    Header,
+    export_weights,
+    random_weights,
+    read_weights,
+    tensors,
+    value_count,
+    write_weights,
+)
 from delib.detect import letterbox
 from delib.networks import weight_layers
 from delib.sources import DataUnavailable
@@ -153,7 +161,9 @@ def test_yolov3_tiny_agrees_with_opencv_on_a_photo(tmp_path) -> None:
     assert (tmp_path / "again.weights").read_bytes()[20:] == weights.read_bytes()[20:]
 
 
-@pytest.mark.parametrize("header", [Header(0, 1, 0, 7), Header(0, 2, 0, 1 << 40), Header(0, 2, 5, 0), Header(1, 0, 0, 3)])
+@pytest.mark.parametrize(
+    "header", [Header(0, 1, 0, 7), Header(0, 2, 0, 1 << 40), Header(0, 2, 5, 0), Header(1, 0, 0, 3)]
+)
 def test_what_is_written_is_read_back_byte_for_byte(tmp_path, header) -> None:
     network, path = small(), tmp_path / "x.weights"
     write_weights(network, path, header)
