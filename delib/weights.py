@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from delib.darknet import Darknet, yolov3, yolov3_tiny
+from delib.darknet_cfg import yolov3_cfg, yolov3_tiny_cfg
 from delib.darknet_weights import export_weights, read_weights, tensors
 from delib.sources import FileSet, pypi_archive, web
 
@@ -37,6 +38,7 @@ YOLOV3_FILES = FileSet(
 
 FILE_SETS = {files.name: files for files in (YOLOV3_TINY_FILES, YOLOV3_FILES)}
 
+CFGS = {"yolov3-tiny": yolov3_tiny_cfg, "yolov3": yolov3_cfg}
 NETWORKS = {"yolov3-tiny": (yolov3_tiny, YOLOV3_TINY_FILES), "yolov3": (yolov3, YOLOV3_FILES)}
 
 

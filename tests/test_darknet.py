@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from delib.coco import sample_photos
+from delib.compare import compare
 from delib.darknet import Darknet, MaxPool, yolov3, yolov3_tiny
 from delib.darknet_cfg import parse_cfg, read_cfg, yolov3_cfg, yolov3_tiny_cfg
 from delib.darknet_weights import (
@@ -22,8 +23,9 @@ from delib.darknet_weights import (
     value_count,
     write_weights,
 )
-from delib.detect import letterbox
+from delib.detect import detect, letterbox
 from delib.networks import weight_layers
+from delib.opencv import OpenCV
 from delib.sources import DataUnavailable
 from delib.weights import YOLOV3_TINY_FILES, export_darknet, load_yolo
 
@@ -159,6 +161,25 @@ def test_yolov3_tiny_agrees_with_opencv_on_a_photo(tmp_path) -> None:
         assert np.abs(a.numpy() - b).max() < 1e-3
     export_weights(yolov3_tiny(), network.state_dict(), tmp_path / "again.weights")
     assert (tmp_path / "again.weights").read_bytes()[20:] == weights.read_bytes()[20:]
+
+
+def test_opencv_detects_the_same_from_an_exported_file(tmp_path) -> None:
+    network, path = random_weights(yolov3_tiny(), seed=1), tmp_path / "student.weights"
+    write_weights(network, path)
+    photos = [photo.read() for photo in sample_photos()]
+    try:
+        witness = OpenCV("yolov3-tiny", path)
+    except ValueError as absent:
+        pytest.skip(str(absent))
+    theirs = detect(witness, photos, threshold=0.3, batch=2)
+    ours = detect(network, photos, threshold=0.3, batch=2)
+    assert all(len(one) > 20 for one in ours)
+    result = compare(ours, theirs, confident=0.35)
+    assert result.retention(0.3) == 1
+    assert result.confidence_gap < 1e-3
+    path.write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"student\.weights"):
+        OpenCV("yolov3-tiny", path)
 
 
 @pytest.mark.parametrize(
