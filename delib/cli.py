@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-import click
 import typer
 from typer.core import TyperCommand
 
-from delib.parameters import PROFILES
-
-Profile = StrEnum("Profile", {name: name for name in PROFILES})
-ExportFormat = StrEnum("ExportFormat", {"darknet": "darknet"})
-ProfileOption = Annotated[Profile, typer.Option("--profile", help="smoke: seconds; quick: minutes; paper: overnight.")]
+Profile = Annotated[
+    Literal["smoke", "quick", "paper"], typer.Option(help="smoke: seconds; quick: minutes; paper: a GPU or a night.")
+]
 
 app = typer.Typer(
     help="Directed Evolution for sparsifying and compressing neural networks.",
@@ -29,7 +25,7 @@ app = typer.Typer(
 class PairCommand(TyperCommand):
     """A command whose ``-p name value`` takes two words (typer's own lists take one: ``-p name=value`` works too)."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words, joined = iter(args), []
         for word in words:
             joined.append(word)
@@ -44,7 +40,7 @@ class PairCommand(TyperCommand):
 def run(
     notebook: Annotated[str, typer.Argument(help="A notebook's path, or its name in notebooks/, such as 01_mnist.")],
     parameter: Annotated[list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE")] = None,
-    profile: ProfileOption = Profile("quick"),
+    profile: Profile = "quick",
     into: Annotated[str | None, typer.Option(help="Folder of reports/ for the results.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run even if nothing changed.")] = False,
 ) -> None:
@@ -52,14 +48,14 @@ def run(
     from delib import runner
 
     given = dict(pair.split("=", 1) for pair in parameter or [])
-    result = runner.run(notebook, profile.value, given, into=into, text=True, force=force)
+    result = runner.run(notebook, profile, given, into=into, text=True, force=force)
     typer.echo(f"{'up to date' if result.reused else 'done'}: {result.notebook}")
     typer.echo(f"record: {result.record}")
 
 
 @app.command()
 def report(
-    profile: ProfileOption = Profile("quick"),
+    profile: Profile = "quick",
     force: Annotated[bool, typer.Option("--force", help="Run every notebook even if nothing changed.")] = False,
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
@@ -67,10 +63,10 @@ def report(
     from delib import report, runner
 
     for notebook in runner.notebooks():
-        typer.echo(f"{notebook.stem} ({profile.value}) … ", nl=False, err=True)
-        result = runner.run(notebook, profile.value, force=force)
+        typer.echo(f"{notebook.stem} ({profile}) … ", nl=False, err=True)
+        result = runner.run(notebook, profile, force=force)
         typer.echo("up to date" if result.reused else "done", err=True)
-    index = report.compile_report(profile.value)
+    index = report.compile_report(profile)
     typer.echo(str(index))
     if show:
         typer.launch(index.as_uri())
@@ -146,13 +142,13 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> Non
 def export(
     file: Annotated[Path, typer.Argument(help="A .delib file of a YOLOv3 or YOLOv3-tiny.")],
     out: Annotated[Path, typer.Argument(help="The file to write.")],
-    to: Annotated[ExportFormat, typer.Option("--format", help="darknet: a .weights file.")] = ExportFormat.darknet,
+    to: Annotated[Literal["darknet"], typer.Option("--format", help="darknet: a .weights file.")] = "darknet",
 ) -> None:
     """Write the network of a .delib file in the format of another runtime."""
     from delib import encode
     from delib.weights import export_darknet
 
-    assert to is ExportFormat.darknet
+    assert to == "darknet"
     tensors = encode.read(file).items()
     state = {name: t.dense() if isinstance(t, encode.LevelTensor) else t for name, t in tensors}
     typer.echo(f"{out}: a {export_darknet(state, out)} for any darknet runtime")

@@ -113,7 +113,7 @@ def read_labels(path: Path) -> Labels:
             values = np.full(5, np.nan)
         if not len(values):
             continue
-        good = np.isfinite(values).all() and (len(values) == 5 or len(values) >= 7 and len(values) % 2)
+        good = np.isfinite(values).all() and (len(values) == 5 or (len(values) >= 7 and len(values) % 2 == 1))
         if not good or not 0 <= values[0] < 1 << 15 or np.abs(values[1:]).max() > 2:
             raise ValueError(f"{path}, line {number}: expected a class and relative coordinates; mend or remove it")
         classes.append(int(values[0]))

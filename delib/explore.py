@@ -40,7 +40,10 @@ move();
 
 @dataclass(frozen=True)
 class Frame:
-    """One position of the slider: its label, a PNG, what the PNG shows in words, and a caption below it."""
+    """One position of the slider: its label, a PNG, what the PNG shows in words, and a caption below it.
+
+    The PNG is shown at half its pixels a side, sharp on high-density screens, as ``figures.png`` makes it.
+    """
 
     label: str
     image: bytes
@@ -52,7 +55,8 @@ class Explorer:
     """A slider over frames. ``quantity`` names what the slider moves, ``start`` is the first frame shown.
 
     Nothing is computed when it moves, so the same frames serve the live notebook (``widget``) and a page without a
-    kernel or a network (``_repr_html_``). Raises ValueError without frames, without an alt, or if ``start`` is none.
+    kernel or a network (``_repr_html_``). Raises ValueError if there are no frames, if one lacks its alt or is no
+    PNG, or if ``start`` is none of them.
     """
 
     def __init__(self, frames: Sequence[Frame], title: str, quantity: str = "Sparsity", start: int = 0) -> None:
@@ -60,6 +64,8 @@ class Explorer:
             raise ValueError("an explorer needs at least one frame")
         if silent := [frame.label for frame in frames if not frame.alt.strip()]:
             raise ValueError(f"frame {silent[0]!r} has no alt: say in words what its picture shows")
+        if foreign := [frame.label for frame in frames if not frame.image.startswith(b"\x89PNG")]:
+            raise ValueError(f"the image of frame {foreign[0]!r} is no PNG; make it with figures.png")
         if not 0 <= start < len(frames):
             raise ValueError(f"start {start} is none of the {len(frames)} frames")
         self.frames, self.title, self.quantity, self.start = tuple(frames), title, quantity, start
@@ -101,8 +107,9 @@ class Explorer:
 
 def _figure(frame: Frame, hidden: bool = False) -> str:
     source = base64.b64encode(frame.image).decode()
+    width = int.from_bytes(frame.image[16:20], "big") // 2  # of the PNG's header
     return (
         f'<figure data-label="{escape(frame.label)}"{" hidden" if hidden else ""}>'
-        f'<img alt="{escape(frame.alt)}" src="data:image/png;base64,{source}">'
+        f'<img alt="{escape(frame.alt)}" width="{width}" src="data:image/png;base64,{source}">'
         f"<figcaption>{escape(frame.caption)}</figcaption></figure>"
     )

@@ -20,7 +20,10 @@ from delib.records import project_root
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Elements that would load something; links that a reader follows are fine.
-LOADING = re.compile(r"""<(?:img|script|iframe|link|source|video|audio|embed|object)\b[^>]*?\s(?:src|href|data)\s*=\s*["']?(?!data:|#)([^"'\s>]+)""")
+LOADING = re.compile(
+    r"<(?:img|script|iframe|link|source|video|audio|embed|object)\b[^>]*?\s(?:src|href|data)\s*=\s*"
+    r"""["']?(?!data:|#)([^"'\s>]+)"""
+)
 PICTURE = re.compile(r'<img\b[^>]*\bsrc="data:image/[^>]*>')
 
 
@@ -50,9 +53,7 @@ def read_page(executed: Path) -> Page:
         raise ValueError(f"{executed.name} loads {outside[1][:80]}; embed it, the report must work without a network")
     covers = [_outputs(c) for c in cells if "cover" in c["metadata"].get("tags", [])]
     picture = PICTURE.search("".join(covers)) or PICTURE.search(body)
-    return Page(
-        executed.stem, title, Prose().markdown(intro), body, renderer.headings, picture[0] if picture else ""
-    )
+    return Page(executed.stem, title, Prose().markdown(intro), body, renderer.headings, picture[0] if picture else "")
 
 
 class Prose(IPythonRenderer):
@@ -166,4 +167,5 @@ def _text(text: str, kind: str) -> str:
     """Text as a reader would see it on a terminal, without this machine's folders."""
     lines = [line.rsplit("\r", 1)[-1] for line in text.rstrip().replace("\r\n", "\n").split("\n")]
     text = "\n".join(lines).replace(f"{project_root()}/", "").replace(str(Path.home()), "~")
+    text = re.sub(r"\S*/ipykernel_\d+/\d+\.py:", "line ", text)
     return f'<pre class="{kind}" tabindex="0">{ansi2html(text)}</pre>' if text.strip() else ""

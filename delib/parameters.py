@@ -97,8 +97,10 @@ def check_parameters(notebook: Path, given: Mapping[str, Any], *, text: bool = F
         read = from_text(value, default) if text and isinstance(value, str) else value
         try:
             checked[name] = conform(read, default)
-        except ValueError as error:
-            raise ValueError(f"{notebook.stem}: parameter `{name}` {error}") from None
+        except ValueError:
+            raise ValueError(
+                f"{notebook.stem}: parameter `{name}` must be {_kind(default)} such as {default!r}, got {read!r}"
+            ) from None
     return checked
 
 
@@ -127,7 +129,7 @@ def conform(value: Any, default: Any) -> Any:
     if type(default) is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if type(value) is not type(default) or (type(default) is float):
-        raise ValueError(f"must be {_kind(default)} such as {default!r}, got {value!r}")
+        raise ValueError(f"{value!r} is not {_kind(default)}")
     if isinstance(default, list) and default:
         return [conform(element, default[0]) for element in value] if _uniform(default) else value
     if isinstance(default, dict) and default:
@@ -142,7 +144,7 @@ def _uniform(values: list[Any]) -> bool:
 
 def _kind(value: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    return names.get(type(value), f"a {type(value).__name__} of like elements")
 
 
 def profile_parameters(notebook: Path, profile: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def find_notebook(name: str | Path) -> Path:
     present = {notebook.stem: notebook for notebook in notebooks()}
     if path.name.removesuffix(".ipynb") in present:
         return present[path.name.removesuffix(".ipynb")]
-    near = difflib.get_close_matches(path.stem, present, n=1, cutoff=0.3)
+    near = difflib.get_close_matches(path.stem, present, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"notebooks/ has {', '.join(present) or 'none'}"
     raise ValueError(f"there is no notebook {name}; {hint}")
 
@@ -115,6 +115,7 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
     """Run the notebook under a temporary name, renamed to ``executed``, or to ``<name>.failed.ipynb`` if it stops."""
     import papermill
     from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
 
     executed.parent.mkdir(parents=True, exist_ok=True)
     working = executed.with_name(f".{executed.stem}.{os.getpid()}.ipynb")
@@ -128,6 +129,9 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
                 kernel_name="python3",
                 cwd=str(notebook.parent),
                 request_save_on_cell_execute=False,  # no half-written file, whatever ends this process
+                # Between processes of this machine, not over TCP, where other users could read along.
+                config=Config(KernelManager={"transport": "ipc"}),
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 progress_bar={"leave": False} if sys.stderr.isatty() else False,
             )
         os.replace(working, executed)
@@ -140,7 +144,9 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
             f"{' '.join(error.evalue.split())}; it stands in {failed}"
         ) from None
     except DeadKernelError:
-        raise RunFailed(f"{notebook.stem}: its kernel died, most likely for lack of memory; try a smaller profile") from None
+        raise RunFailed(
+            f"{notebook.stem}: its kernel died, most likely for want of memory; try a smaller one"
+        ) from None
     finally:
         working.unlink(missing_ok=True)
 

@@ -28,11 +28,15 @@ def test_labels_stand_beside_the_images(tmp_path) -> None:
         (tmp_path / kind / "val").mkdir(parents=True)
         (tmp_path / kind / "val" / "a.txt").write_text(line + "\n\n")
     a, b, _ = photos(tmp_path / "images")
-    assert a.path.name == "a.png" and a.boxes is not None and a.outlines is not None
+    assert a.path.name == "a.png"
+    assert a.boxes is not None
+    assert a.outlines is not None
     torch.testing.assert_close(a.boxes.boxes, torch.tensor([[0.4, 0.3, 0.6, 0.7]]))
     torch.testing.assert_close(a.outlines.boxes, torch.tensor([[0.1, 0.2, 0.5, 0.8]]))
-    assert CLASSES[int(a.boxes.classes)] == "dog" and a.outlines.polygons[0].shape == (3, 2)
-    assert b.boxes is not None and len(b.boxes) == 0  # a folder of labels, and none for this photo
+    assert CLASSES[int(a.boxes.classes)] == "dog"
+    assert a.outlines.polygons[0].shape == (3, 2)
+    assert b.boxes is not None
+    assert len(b.boxes) == 0
     assert len(photos(tmp_path, limit=2)) == 2
 
 
@@ -40,8 +44,10 @@ def test_a_folder_without_labels_is_as_good(tmp_path) -> None:
     save(tmp_path / "x.jpg")
     (tmp_path / "notes.txt").write_text("hello")
     (only,) = photos(tmp_path)
-    assert only.boxes is None and only.outlines is None
-    assert only.read().shape == (3, 4, 6) and only.read().dtype == torch.uint8
+    assert only.boxes is None
+    assert only.outlines is None
+    assert only.read().shape == (3, 4, 6)
+    assert only.read().dtype == torch.uint8
 
 
 def test_photos_are_read_upright_in_three_colours(tmp_path) -> None:
@@ -51,7 +57,8 @@ def test_photos_are_read_upright_in_three_colours(tmp_path) -> None:
     assert photos(tmp_path)[0].read().shape == (3, 6, 4)
     Image.new("L", (5, 3), 77).save(path)
     grey = photos(tmp_path)[0].read()
-    assert grey.shape == (3, 3, 5) and (grey == 77).all()
+    assert grey.shape == (3, 3, 5)
+    assert (grey == 77).all()
 
 
 @pytest.mark.parametrize(
@@ -102,9 +109,12 @@ def test_coco128_is_unpacked_by_names_alone(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(coco, "download", answer)
     folder = coco.coco128()
-    assert (folder / "images" / "1.jpg").is_file() and (folder / "labels" / "1.txt").is_file()
-    assert coco.coco128() == folder and len(asked) == 1
-    assert not list(tmp_path.glob("*.txt")) and not list(tmp_path.rglob("*.py"))
+    assert (folder / "images" / "1.jpg").is_file()
+    assert (folder / "labels" / "1.txt").is_file()
+    assert coco.coco128() == folder
+    assert len(asked) == 1
+    assert not list(tmp_path.glob("*.txt"))
+    assert not list(tmp_path.rglob("*.py"))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
@@ -113,7 +123,8 @@ def test_what_is_no_archive_leaves_nothing_behind(tmp_path, monkeypatch, content
     monkeypatch.setattr(coco, "download", lambda _: content)
     with pytest.raises(DataUnavailable, match="any folder of photos") as refusal:
         coco.coco128()
-    assert "\n" not in str(refusal.value) and not list(tmp_path.rglob("*.jpg"))
+    assert "\n" not in str(refusal.value)
+    assert not list(tmp_path.rglob("*.jpg"))
 
 
 def test_archives_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch) -> None:

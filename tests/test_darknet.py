@@ -1,5 +1,6 @@
 """Darknet networks: cfg and weights files read, run and written exactly as darknet does, and hostile ones refused."""
 
+import re
 import struct
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
+from delib import encode
+from delib.cli import app
 from delib.coco import sample_photos
 from delib.compare import compare
 from delib.darknet import Darknet, MaxPool, yolov3, yolov3_tiny
@@ -286,10 +290,11 @@ def replaced(old: str, new: str) -> str:
     ],
 )
 def test_bad_descriptions_are_refused_in_one_line(cfg: str, says: str) -> None:
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match=re.escape(says)) as refusal:
         Darknet(parse_cfg(cfg, "my.cfg"))
     message = str(refusal.value)
-    assert says in message and "my.cfg" in message and "\n" not in message
+    assert "my.cfg" in message
+    assert "\n" not in message
 
 
 def test_absurd_sizes_allocate_nothing(monkeypatch) -> None:
@@ -313,7 +318,8 @@ def test_a_weights_file_is_no_cfg(tmp_path) -> None:
 
 def test_boxes_are_decoded_as_the_paper_says() -> None:
     head = small().heads[0]
-    assert head.anchors == ((5, 6), (7, 8)) and head.classes == 2
+    assert head.anchors == ((5, 6), (7, 8))
+    assert head.classes == 2
     raw = torch.randn(1, 14, 2, 3, generator=torch.Generator().manual_seed(1))
     boxes, scores = head.decode(raw, (64, 96))
     i = 0
@@ -353,3 +359,14 @@ def test_the_network_can_be_trained_and_copied() -> None:
     sum(F.mse_loss(raw, torch.zeros_like(raw)) for raw in copied(torch.rand(2, 3, 64, 64))).backward()
     assert all(parameter.grad is not None for parameter in copied.parameters())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_command_line_exports_a_delib_file(tmp_path) -> None:
+    network = random_weights(yolov3_tiny(), seed=6)
+    encode.write(tmp_path / "s.delib", {name: tensor.numpy() for name, tensor in network.state_dict().items()})
+    command = ["export", str(tmp_path / "s.delib"), "--format", "darknet", str(tmp_path / "s.weights")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    write_weights(network, tmp_path / "expected.weights")
+    assert (tmp_path / "s.weights").read_bytes() == (tmp_path / "expected.weights").read_bytes()
+    assert CliRunner().invoke(app, [*command[:3], "onnx", command[4]]).exit_code == 2

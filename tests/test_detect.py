@@ -40,10 +40,13 @@ def test_letterbox_keeps_proportions_and_leads_back(shape) -> None:
     canvas = (canvas * 1e5).round() / 1e5
     inside = (canvas[0] == 1).nonzero()
     (top, left), (bottom, right) = inside.min(0).values.tolist(), (inside.max(0).values + 1).tolist()
-    assert ((canvas == 1) | (canvas == 0.25)).all() and len(inside) == (bottom - top) * (right - left)
+    assert ((canvas == 1) | (canvas == 0.25)).all()
+    assert len(inside) == (bottom - top) * (right - left)
     scale = min(64 / shape[0], 96 / shape[1])
-    assert abs((bottom - top) - shape[0] * scale) <= 1 and abs((right - left) - shape[1] * scale) <= 1
-    assert abs(top - (64 - bottom)) <= 1 and abs(left - (96 - right)) <= 1
+    assert abs((bottom - top) - shape[0] * scale) <= 1
+    assert abs((right - left) - shape[1] * scale) <= 1
+    assert abs(top - (64 - bottom)) <= 1
+    assert abs(left - (96 - right)) <= 1
     back = placement.back(torch.tensor([[left, top, right, bottom], [-50.0, -50, 500, 500]]))
     assert torch.allclose(back, torch.tensor([0, 0, shape[1], shape[0]]).float().expand(2, 4), atol=1e-4)
 
@@ -102,7 +105,8 @@ def test_detections_come_in_the_photos_own_pixels_for_any_batch() -> None:
     for batch in (1, 2, 3):
         found = detect(network, [photo for photo, _ in photos], batch=batch)
         for one, (_, box) in zip(found, photos, strict=True):
-            assert one.classes.tolist() == [1] and float(one.scores) > 0.99
+            assert one.classes.tolist() == [1]
+            assert float(one.scores) > 0.99
             assert torch.allclose(one.boxes, torch.tensor([box]).float(), atol=4)
     assert network.training
     assert detect(network, []) == []
@@ -150,9 +154,11 @@ def test_comparison_by_hand() -> None:
     result = compare([teacher, teacher], [student, teacher])
     assert (result.objects, result.retained(), result.retained(0.5)) == (4, 3, 2)
     assert result.retention() == 0.75
-    assert result.lost() == [(0, 1)] and result.lost(0.5) == [(0, 0), (0, 1)]
+    assert result.lost() == [(0, 1)]
+    assert result.lost(0.5) == [(0, 0), (0, 1)]
     # The 0.9 has a class that the teacher does not see there, the 0.6 a place; the 0.7 is seen at 0.4.
-    assert (result.asserted, result.invented) == (5, 2) and result.spurious == 0.4
+    assert (result.asserted, result.invented) == (5, 2)
+    assert result.spurious == 0.4
     assert result.confidence_gap == pytest.approx((0.65 + 0.9) / 4)
     with pytest.raises(ValueError, match="2 photos"):
         compare([teacher, teacher], [student])
@@ -184,7 +190,8 @@ def test_average_precision_of_known_cases() -> None:
     wanted = Detections(torch.tensor([[0.0, 0, 50, 50]]), torch.tensor([0.9]), torch.tensor([7]))
     found = replace(wanted, boxes=torch.tensor([[0.0, 0, 50, 30.5]]))
     result = average_precision([found], [labels_of(wanted, size[0])], size)
-    assert (result["ap50"], result["ap75"]) == (1, 0) and result["ap"] == pytest.approx(0.3)
+    assert (result["ap50"], result["ap75"]) == (1, 0)
+    assert result["ap"] == pytest.approx(0.3)
     # One false, more confident detection before the true one: precision 1/2 at every recall.
     both = Detections(
         torch.cat([torch.tensor([[60.0, 60, 90, 90]]), wanted.boxes]), torch.tensor([0.95, 0.9]), torch.tensor([7, 7])
@@ -197,4 +204,6 @@ def test_average_precision_of_known_cases() -> None:
 def test_detections_are_filtered_with_their_masks() -> None:
     found = replace(random_detections(3, 6), masks=torch.arange(6).view(6, 1, 1) % 2 == 0)
     some = found.above(float(found.scores[2]))
-    assert len(some) == 3 and some.masks is not None and np.array_equal(some.masks.flatten(), [True, False, True])
+    assert len(some) == 3
+    assert some.masks is not None
+    assert np.array_equal(some.masks.flatten(), [True, False, True])

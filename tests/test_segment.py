@@ -1,4 +1,4 @@
-"""Masks and their pictures: GrabCut on shapes with a known outline, IoU by counting, overlays that show what they should."""
+"""Masks and their pictures: GrabCut on shapes with a known outline, IoU by counting, overlays that show what they do."""
 
 from dataclasses import replace
 
@@ -68,8 +68,10 @@ def test_odd_boxes_give_masks_near_them(box: tuple[float, ...]) -> None:
         y, x = mask.nonzero(as_tuple=True)
         reach = 0.2 * max(box[2] - box[0], box[3] - box[1]) + 3
         if len(x):
-            assert x.min() >= box[0] - reach and x.max() <= box[2] + reach
-            assert y.min() >= box[1] - reach and y.max() <= box[3] + reach
+            assert x.min() >= box[0] - reach
+            assert x.max() <= box[2] + reach
+            assert y.min() >= box[1] - reach
+            assert y.max() <= box[3] + reach
 
 
 def test_iou_is_counted() -> None:
@@ -96,9 +98,11 @@ def test_agreement_is_of_the_objects_found() -> None:
 def test_masks_say_where_they_come_from() -> None:
     photo = scene(disc())
     prompted, how = with_masks([photo], [found()])
-    assert how == PROMPTED and prompted[0].masks is not None
+    assert how == PROMPTED
+    assert prompted[0].masks is not None
     own, how = with_masks([photo], [replace(found(), masks=disc()[None])])
-    assert how == OWN and torch.equal(own[0].masks, disc()[None])
+    assert how == OWN
+    assert torch.equal(own[0].masks, disc()[None])
     none, _ = with_masks([photo], [found()[:0]])
     assert none[0].masks.shape == (0, 120, 160)
 
@@ -107,7 +111,8 @@ def test_outlines_become_masks() -> None:
     square = np.array([[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]], np.float32)
     labels = Labels(torch.tensor([[0.25, 0.25, 0.75, 0.75]]), torch.tensor([3]), [square])
     truth = labelled_masks(labels, (40, 80))
-    assert truth.boxes.tolist() == [[20, 10, 60, 30]] and truth.classes.tolist() == [3]
+    assert truth.boxes.tolist() == [[20, 10, 60, 30]]
+    assert truth.classes.tolist() == [3]
     inside = torch.zeros(1, 40, 80, dtype=torch.bool)
     inside[0, 10:30, 20:60] = True
     assert mask_iou(truth.masks, inside) > 0.9
@@ -119,7 +124,8 @@ def test_overlays_show_box_mask_and_loss() -> None:
     photo = torch.full((3, 120, 160), 128, dtype=torch.uint8)
     one = replace(found(), masks=disc()[None])
     plain, drawn = overlay(photo, one[:0], height=240), overlay(photo, one, height=240)
-    assert plain.shape == drawn.shape == (240, 320, 3) and (plain == 128).all()
+    assert plain.shape == drawn.shape == (240, 320, 3)
+    assert (plain == 128).all()
     colour = np.array([int(PALETTE[0][i : i + 2], 16) for i in (1, 3, 5)])
     assert np.array_equal(drawn[120, 101], colour)  # the box's left side
     blended = drawn[120, 160].astype(int)
@@ -140,5 +146,6 @@ def test_side_by_side_counts_what_was_lost() -> None:
 
 
 def test_detections_in_words() -> None:
-    assert describe(found(score=0.876)) == "person 0.88" and describe(found()[:0]) == "nothing"
+    assert describe(found(score=0.876)) == "person 0.88"
+    assert describe(found()[:0]) == "nothing"
     assert "class 99" in describe(found(cls=99))

@@ -63,11 +63,17 @@ def test_a_network_with_a_mask_head_brings_its_masks(network: Ultra) -> None:
         torch.nn.init.constant_(branch[-1].bias, 1.0)
     photo = sample_photos()[0].read()
     (found,) = detect(network, [photo], size=(96, 96), limit=5)
-    assert network.has_masks and found.masks is not None and found.masks.shape == (len(found), 1080, 810) and len(found)
+    assert network.has_masks
+    assert found.masks is not None
+    assert found.masks.shape == (len(found), 1080, 810)
+    assert len(found)
     for mask, box in zip(found.masks, found.boxes, strict=True):
         y, x = mask.nonzero(as_tuple=True)
         if len(x):
-            assert x.min() >= box[0] - 1 and x.max() <= box[2] + 1 and y.min() >= box[1] - 1 and y.max() <= box[3] + 1
+            assert x.min() >= box[0] - 1
+            assert x.max() <= box[2] + 1
+            assert y.min() >= box[1] - 1
+            assert y.max() <= box[3] + 1
 
 
 def test_a_checkpoint_is_read_back(tmp_path) -> None:
@@ -88,7 +94,8 @@ def test_checkpoints_run_no_code(tmp_path, monkeypatch) -> None:
     torch.save({"model": Trap()}, tmp_path / "trap.pt")
     with pytest.raises(ValueError, match=r"trap\.pt") as refusal:
         load_ultra(tmp_path / "trap.pt")
-    assert "\n" not in str(refusal.value) and not (tmp_path / "sprung").exists()
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_what_cannot_be_had_is_one_clear_line(tmp_path, monkeypatch) -> None:
