@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
@@ -130,7 +130,7 @@ def detect(
     limit: int = 100,
     batch: int = 8,
 ) -> list[Detections]:
-    """What the network finds on each photo (uint8 RGB [3, height, width], of any size).
+    """What the network finds on each photo (uint8 RGB [3, height, width], of any size), computed where the network is.
 
     ``size`` (height, width) of the network's input: multiples of its largest stride; by default the network's own.
     ``threshold`` is the least confidence (use 0.001 for average precision), ``overlap`` that of ``suppress`` (0.45
@@ -138,19 +138,21 @@ def detect(
     """
     size = size or network.size
     training = network.training
+    parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    device = "cpu" if parameter is None else parameter.device
     network.train(False)
     found = []
     try:
         for start in range(0, len(photos), batch):
             images, placements = prepare(photos[start : start + batch], size, network.margin)
-            outputs = network(images)
-            boxes, scores = network.decode(outputs, size)
+            outputs = network(images.to(device))
+            boxes, scores = (tensor.cpu() for tensor in network.decode(outputs, size))
             for i, placement in enumerate(placements):
                 one, places = suppress(boxes[i], scores[i], threshold, overlap, limit)
                 one = replace(one, boxes=placement.back(one.boxes))
                 if getattr(network, "has_masks", False):
                     logits = network.masks(outputs, i, places)  # type: ignore[attr-defined]
-                    one = replace(one, masks=placement.back_masks(logits, size, one.boxes))
+                    one = replace(one, masks=placement.back_masks(logits.cpu(), size, one.boxes))
                 found.append(one)
     finally:
         network.train(training)

@@ -1,4 +1,4 @@
-"""Masks and their pictures: GrabCut on shapes with a known outline, IoU by counting, overlays that show what they do."""
+"""Masks and their pictures: GrabCut on shapes with a known outline, IoU by counting, overlays that show both."""
 
 from dataclasses import replace
 
