@@ -1,4 +1,4 @@
-"""The command line: ``delib run``, ``report``, ``encode``, ``decode``, ``inspect``, ``export``, ``fetch``. Parsing only."""
+"""The command line: ``delib run``, ``report``, ``encode``, ``decode``, ``inspect``, ``export``, ``fetch``; parsing only."""
 
 from __future__ import annotations
 

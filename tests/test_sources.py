@@ -43,7 +43,7 @@ def test_a_failing_pip_is_a_source_that_failed(monkeypatch) -> None:
         raise subprocess.CalledProcessError(1, "pip")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    with pytest.raises(OSError, match="pip download toy==1.0 failed"):
+    with pytest.raises(OSError, match=r"pip download toy==1\.0 failed"):
         list(pypi_archive("toy==1.0", "ab" * 32, "toy-1.0/")(["a.bin"]))
 
 
