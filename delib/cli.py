@@ -1,4 +1,4 @@
-"""The command line: ``delib run``, ``report``, ``encode``, ``decode``, ``inspect``, ``export``, ``fetch``; parsing only."""
+"""The command line: ``delib run``, ``report``, ``encode``, ``decode``, ``inspect``, ``export``, ``fetch``."""
 
 from __future__ import annotations
 
