@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from delib.datasets import Split, cache_folder
+from delib.datasets import Split
 from delib.records import atomic_path, in_batch
+from delib.sources import cache_folder
 
 
 def train(

@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from delib.datasets import MNIST_FILES, DataUnavailable, FileSet, mnist, read_idx
+from delib.datasets import MNIST_FILES, mnist, read_idx
+from delib.sources import DataUnavailable, FileSet
 
 CONTENT = {"a.bin": b"alpha", "b.bin": b"beta"}
 
