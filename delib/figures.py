@@ -12,8 +12,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import PercentFormatter
 
 Array = Any  # whatever numpy turns into an array: lists, arrays, tensors on the CPU
