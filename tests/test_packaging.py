@@ -1,0 +1,296 @@
+"""A fresh checkout: its bounds agree everywhere, what is built is whole, and what is promised is there."""
+
+from __future__ import annotations
+
+import ast
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(path.stem for path in (ROOT / "delib").glob("*.py") if not path.stem.startswith("__"))
+# Where a lock must serve: two platforms, and every Python that its packages are out for.
+PLATFORMS = (
+    {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"},
+    {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64", "os_name": "posix"},
+)
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# Distributions whose modules have another name, so that the test needs no installed metadata.
+NAMES = {"cv2": "opencv-python", "IPython": "ipython", "PIL": "pillow", "yaml": "pyyaml"}
+
+needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+
+
+def project() -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
+
+
+def direct_requirements() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    extras = project()["optional-dependencies"].values()
+    return [Requirement(text) for group in (project()["dependencies"], *extras) for text in group]
+
+
+def locked() -> list[tuple[Requirement, str]]:
+    """Each entry of the lock: its requirement, and the whole text with hashes."""
+    text = (ROOT / "requirements.lock").read_text()
+    entries = re.findall(r"^(?! |#)(.+(?:\n .+)*)", text, re.MULTILINE)
+    return [(Requirement(entry.split("\\\n")[0]), entry) for entry in entries]
+
+
+def tracked() -> list[Path]:
+    """The files that git has, or would have: a clean checkout of the tree as it stands."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [Path(name) for name in names if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks, with nothing installed or built in it."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for path in tracked():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, folder / path)
+    return folder
+
+
+def test_conda_installs_this_repository_and_repeats_no_bound() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert conda == [f"python{project()['requires-python']}", "pip"]
+    (installed,) = pip["pip"]
+    extras = re.fullmatch(r"-e \.\[(.+)\]", installed)
+    assert extras is not None, f"{installed} does not install this checkout"
+    assert set(extras[1].split(",")) <= set(project()["optional-dependencies"])
+
+
+def test_no_other_file_states_dependencies() -> None:
+    for name in ("setup.py", "setup.cfg", "requirements.txt", "Pipfile", "poetry.lock"):
+        assert not (ROOT / name).exists(), f"{name} would be a second place for bounds"
+
+
+@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
+def test_the_lock_has_every_direct_dependency_within_its_bounds(requirement: Requirement) -> None:
+    entries = [r for r, _ in locked() if canonicalize_name(r.name) == canonicalize_name(requirement.name)]
+    for platform in PLATFORMS:
+        for python in PYTHONS:
+            environment = {**platform, "python_version": python, "python_full_version": f"{python}.1"}
+            chosen = [r for r in entries if r.marker is None or Marker(str(r.marker)).evaluate(environment)]
+            assert len(chosen) == 1, f"{requirement.name} on {platform['sys_platform']}, Python {python}: {chosen}"
+            (pin,) = chosen[0].specifier
+            assert pin.operator == "=="
+            assert requirement.specifier.contains(pin.version, prereleases=True), f"{chosen[0]} is not {requirement}"
+
+
+def test_the_lock_is_hashed_and_names_no_index() -> None:
+    entries = locked()
+    assert len(entries) > 50
+    for requirement, text in entries:
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", text), f"{requirement.name} has no hash"
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert not [line for line in lines if "://" in line]
+    assert not [line for line in lines if line.strip().startswith("-") and not line.startswith("    --hash=sha256:")]
+
+
+def imported(module: str) -> set[str]:
+    """Top names of all that a module imports, also within functions; relative imports are none of the house."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / "delib" / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            parts = [node.module or ""] if node.module != "delib" else [f"delib.{alias.name}" for alias in node.names]
+            names |= set(parts)
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_everything_a_module_imports_is_a_declared_dependency(module: str) -> None:
+    declared = {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]}
+    used = {name.split(".")[0] for name in imported(module)} - set(sys.stdlib_module_names) - {"delib"}
+    undeclared = {name for name in used if canonicalize_name(NAMES.get(name, name)) not in declared}
+    assert not undeclared, f"delib/{module}.py imports {undeclared}, which pyproject.toml does not ask for"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_holds_two_ideas(module: str) -> None:
+    assert len((ROOT / "delib" / f"{module}.py").read_text().splitlines()) <= 400
+
+
+def floors() -> dict[str, int]:
+    """The README's table: the floor of every module that it names. It names none twice."""
+    section = (ROOT / "README.md").read_text().split("| floor | modules |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (\d) \| (.+) \|$", section, re.MULTILINE)
+    pairs = [(name, int(floor)) for floor, text in rows for name in re.findall(r"`(\w+)`", text)]
+    assert len(pairs) == len(dict(pairs)), "a module stands in the table twice"
+    return dict(pairs)
+
+
+def test_the_readme_names_exactly_the_modules_there_are() -> None:
+    assert sorted(floors()) == MODULES
+
+
+def test_no_module_uses_one_of_a_higher_floor() -> None:
+    of = floors()
+    upwards = [
+        f"{module} uses {name}"
+        for module in MODULES
+        for name in (full.split(".")[1] for full in imported(module) if full.startswith("delib."))
+        if of[name] > of[module]
+    ]
+    assert not upwards
+
+
+def test_licence_and_citation() -> None:
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) ")
+    assert project()["license"] == "MIT"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["license"] == "MIT"
+    assert str(citation["version"]) == project()["version"]
+    assert {"message", "title", "authors"} <= set(citation)
+    assert "2206.05859" in str(citation["references"])
+
+
+@needs_git
+def test_the_wheel_holds_the_whole_package(checkout: Path, tmp_path: Path) -> None:
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("delib-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        expected = [str(p) for p in tracked() if p.parts[0] == "delib"]
+        assert sorted(names) == sorted(expected)
+        assert {"delib/py.typed", "delib/templates/style.css", "delib/templates/index.html.j2"} <= set(names)
+        metadata = email.message_from_bytes(archive.read(f"delib-{project()['version']}.dist-info/METADATA"))
+        assert {Requirement(t) for t in metadata.get_all("Requires-Dist", [])} >= {
+            Requirement(text) for text in project()["dependencies"]
+        }
+        assert metadata["License-Expression"] == "MIT"
+        archive.extractall(tmp_path / "site")
+    # From outside the checkout, the packaged module starts and finds its templates.
+    code = "import delib.report as r, jinja2; print(r.__file__, jinja2.PackageLoader('delib').list_templates())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "site") in done.stdout
+    assert "notebook.html.j2" in done.stdout
+
+
+def dry_run(folder: Path, target: str) -> str:
+    command = ["make", "--dry-run", "--no-print-directory", target]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@needs_git
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("target", "does"),
+    [
+        ("report", "delib report --profile quick"),
+        ("test", "pytest"),
+        ("lab", "jupyter lab"),
+        ("lint", "mypy"),
+        ("bench", "benchmarks/"),
+    ],
+)
+def test_on_a_fresh_checkout_each_target_sets_itself_up_first(checkout: Path, target: str, does: str) -> None:
+    (checkout / "benchmarks").mkdir(exist_ok=True)
+    (checkout / "benchmarks" / "any.py").touch()
+    steps = dry_run(checkout, target)
+    order = [steps.find(part) for part in ("-m venv .venv", "--requirement requirements.lock", "--editable .", does)]
+    assert -1 not in order
+    assert order == sorted(order)
+    assert "--require-hashes" in steps
+
+
+@needs_git
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_sets_up_again_only_if_the_lock_changed(checkout: Path) -> None:
+    ready = checkout / ".venv" / "ready"
+    ready.parent.mkdir(exist_ok=True)
+    ready.touch()
+    assert "venv .venv" not in dry_run(checkout, "test")
+    later = ready.stat().st_mtime + 5
+    os.utime(checkout / "requirements.lock", (later, later))
+    assert "venv .venv" in dry_run(checkout, "test")
+    shutil.rmtree(ready.parent)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_alone_lists_the_commands() -> None:
+    said = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in said.splitlines()} >= {"report", "test", "lab", "lint", "bench", "clean"}
+
+
+def test_clean_keeps_the_data_and_the_reference() -> None:
+    steps = dry_run(ROOT, "clean")
+    assert "data" not in steps
+    assert "! -name reference" in steps
+
+
+def test_continuous_integration_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text().splitlines()
+    assert "set -e" in script.read_text()
+
+
+# Folders of the machine that a file was written on, and hosts that only some machines can reach.
+MACHINE = re.compile(r"(?<![\w.\-/])/(?:home|root|Users|work|mnt|tmp|var/folders)/[\w.\-]+")
+LOCAL_HOST = re.compile(
+    r"https?://(?:[^/\s@]+@|\d+\.\d+\.\d+\.\d+|localhost|[^/\s.\"'`)]+(?:[/:\s\"'`)]|$)|[^/\s]+:\d+"
+    r"|[^/\s]*\b(?:artifactory|nexus|proxy|registry|internal|intranet)\b)"
+)
+
+
+@needs_git
+def test_no_tracked_file_names_a_machine_or_a_private_host() -> None:
+    found = []
+    for path in tracked():
+        if path == Path("tests") / Path(__file__).name:
+            continue
+        text = (ROOT / path).read_bytes().decode("utf-8", errors="ignore")
+        text = re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", text)
+        for pattern in (MACHINE, LOCAL_HOST):
+            found += [f"{path}: {match[0]}" for match in pattern.finditer(text)]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("see /home/someone/project", True),
+        ("C = '/work/x'", True),
+        ("notebooks/tmp/x", False),
+        ("http://10.0.0.1/simple", True),
+        ("https://registry.some.company.net/npm", True),
+        ("https://host:8081/x", True),
+        ("https://pytorch.org/get-started", False),
+        ("http://buildhost/simple", True),
+    ],
+)
+def test_the_search_for_machines_finds_them(text: str, named: bool) -> None:
+    assert bool(MACHINE.search(text) or LOCAL_HOST.search(text)) == named
