@@ -100,7 +100,7 @@ def record_path(run: str | Path, notebook: str) -> Path:
 
 
 def read_records(run: str | Path) -> dict[str, dict[str, Any]]:
-    """All records of a run by notebook name, in the notebooks' order. Raises ValueError, naming the file, on a bad one."""
+    """All records of a run by notebook name, in the notebooks' order. Raises ValueError on a bad one, naming it."""
     folder = record_path(run, "any").parent
     return {path.stem: _read_record(path) for path in sorted(folder.glob("*.json"))}
 

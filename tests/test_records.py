@@ -25,9 +25,14 @@ def everything_in(folder: Path) -> list[str]:
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, stop: type[BaseException]) -> None:
     path = tmp_path / "a.bin"
     write_bytes(path, b"old")
-    with pytest.raises(stop), atomic_path(path) as temporary:
-        temporary.write_bytes(b"half of the ne")
-        raise stop
+
+    def write_half() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"half of the ne")
+            raise stop
+
+    with pytest.raises(stop):
+        write_half()
     assert path.read_bytes() == b"old"
     assert everything_in(tmp_path) == ["a.bin"]
 
