@@ -62,15 +62,8 @@ def teacher(
     return network.eval()
 
 
-def _cached(name: str, network: nn.Module, data: Split, epochs: int, seed: int) -> Path:
-    facts = [
-        str(network),
-        epochs,
-        seed,
-        len(data),
-        torch.__version__,
-        torch.get_num_threads(),
-        inspect.getsource(train),
-    ]
+def _cached(name: str, network: nn.Module, data: Split, epochs: int, learning_rate: float, seed: int) -> Path:
+    facts = [str(network), epochs, learning_rate, seed, len(data), torch.__version__, torch.get_num_threads()]
+    facts.append(inspect.getsource(train))
     digest = hashlib.sha256(json.dumps(facts).encode() + data.labels.numpy().tobytes()).hexdigest()[:16]
     return cache_folder() / "teachers" / f"{name}-{digest}.safetensors"
