@@ -78,8 +78,8 @@ class Browser:
     def __init__(self, driver: Any) -> None:
         self._driver = driver
 
-    def open(self, path: Path) -> Visit:
-        context = self._driver.new_context(viewport={"width": 1280, "height": 900})
+    def open(self, path: Path, *, width: int = 1280, scripts: bool = True) -> Visit:
+        context = self._driver.new_context(viewport={"width": width, "height": 900}, java_script_enabled=scripts)
         context.set_offline(True)
         visit = Visit(context.new_page())
         context.route("**/*", lambda route: self._answer(route, visit))
