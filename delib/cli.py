@@ -47,7 +47,12 @@ def run(
     """Run one notebook. With -p, results go to reports/<profile>-custom unless --into names another folder."""
     from delib import runner
 
-    given = dict(pair.split("=", 1) for pair in parameter or [])
+    given = {}
+    for pair in parameter or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"`{pair}` has no value; write -p {pair} VALUE")
+        given[name] = value
     result = runner.run(notebook, profile, given, into=into, text=True, force=force)
     typer.echo(f"{'up to date' if result.reused else 'done'}: {result.notebook}")
     typer.echo(f"record: {result.record}")
