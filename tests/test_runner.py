@@ -68,7 +68,8 @@ def test_a_run_leaves_the_executed_notebook_and_its_record(project: Any) -> None
     project.profiles("[10_toy.smoke]\nepochs = 1\n")
     cells = (
         'from delib.records import Run\nrun = Run("10_toy", globals())\nderived = 10 * epochs',
-        "import torch\nfrom delib.evolve import evolve\nevolve(torch.nn.Linear(4, 3), torch.rand(8, 4), 0.5).sparsities[-1]",
+        "import torch\nfrom delib.evolve import evolve\nnetwork = torch.nn.Sequential(torch.nn.Linear(4, 3))\n"
+        "evolve(network, torch.rand(8, 4), 0.5).sparsities[-1]",
         'run.add("toy", derived=derived)\nrun.write().name',
     )
     project.notebook("10_toy", *cells, parameters=PARAMETERS)
