@@ -1,0 +1,314 @@
+"""The report in a real browser, from the file system, with the network cut."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+from PIL import Image
+
+from delib.explore import Explorer, Frame
+from delib.pages import mathml, read_page
+from delib.records import write_json
+from delib.report import compile_report, duration, publish_reference
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SECRET_FOLDER = "/some/where"
+
+
+def png(shade: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (40, 20), shade).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def shown(data: dict[str, Any], metadata: dict[str, Any] | None = None) -> Any:
+    return new_code_cell("show()", outputs=[new_output("display_data", data=data, metadata=metadata or {})])
+
+
+def printed(text: str, stream: str = "stdout") -> Any:
+    return new_output("stream", name=stream, text=text)
+
+
+def executed(project: Any, name: str, *cells: Any, title: str = "A toy", run: str = "quick") -> Path:
+    """An executed notebook and its record, as the runner leaves them."""
+    book = nbformat.v4.new_notebook()
+    book.cells = [new_markdown_cell(f"# {title}\n\nWhat *will* be seen, for $x^2$.\n\nMore."), *cells]
+    path: Path = project.reports / run / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, path)
+    record = {
+        "notebook": name,
+        "parameters": {"profile": run, "seed": 0},
+        "seed": 0,
+        "versions": {"torch": "2.9"},
+        "machine": "Linux x86_64",
+        "device": "cpu",
+        "threads": 1,
+        "git_revision": "abc",
+        "data": {},
+        "seconds": 75.0,
+        "metrics": {"toy.accuracy": 0.97},
+    }
+    write_json(project.reports / run / "records" / f"{name}.json", record)
+    return path
+
+
+CLAIMS = """
+[[claim]]
+source = "project"
+text = "Good"
+on = "toy"
+metric = "01_toy:toy.accuracy"
+at_least = 0.9
+[[claim]]
+source = "project"
+text = "Perfect"
+metric = "01_toy:toy.accuracy"
+at_least = 0.99
+[[claim]]
+source = "paper"
+text = "Later"
+"""
+
+
+@pytest.fixture
+def report(project: Any) -> Path:
+    """A report of two notebooks that hold everything a notebook may show."""
+    frames = [Frame(f"{s}%", png(s), f"A plane of shade {s}") for s in (0, 90)]
+    image = f'<img alt="A small plane" width="20" src="data:image/png;base64,{b64encode(png()).decode()}">'
+    executed(
+        project,
+        "00_first",
+        new_markdown_cell(
+            "## One step\n\nInline $\\tau^2$ and\n\n$$L = \\sum_i \\frac{a_i}{b}$$\n\nSee [toy](01_toy.ipynb)."
+        ),
+        shown({"text/html": image, "text/plain": "[figure]"}),
+        new_markdown_cell("## Another step"),
+        shown(
+            {"text/html": Explorer(frames, "Shades")._repr_html_(), WIDGET: {"model_id": "x"}, "text/plain": "VBox()"}
+        ),
+        new_code_cell("print(1 < 2)", outputs=[printed("one\n"), printed("two\n"), printed("careful", "stderr")]),
+        title="First & <b>foremost</b>",
+    )
+    executed(project, "01_toy", new_code_cell("1 + 1", outputs=[new_output("execute_result", {"text/plain": "2"})]))
+    (project.root / "reports" / "claims.toml").write_text(CLAIMS)
+    return compile_report("quick")
+
+
+def test_the_index_opens_offline_and_holds_the_claims_against_the_records(browser: Any, report: Path) -> None:
+    visit = browser.open(report)
+    rows = visit.page.locator(".claims tbody tr:not(.group)").all_inner_texts()
+    cells = [re.split(r"\t|\n", row.strip()) for row in rows]
+    verdicts = {row[0]: row[-1].strip() for row in cells}
+    assert verdicts == {
+        "Later": "– not measured in this profile",
+        "Good": "✓ reached",
+        "Perfect": "✗ not reached",
+    }
+    assert "97.00%" in next(row for row in rows if row.startswith("Perfect")), "the measured number stands there too"
+    tally = visit.page.locator(".tally").inner_text()
+    assert re.findall(r"\d+ [a-z ]+", tally) == ["1 reached", "1 not reached", "1 not measured in this profile"]
+    assert visit.images_without_alt() == visit.broken_images() == 0
+    assert visit.requests == visit.complaints == []
+
+
+def test_the_index_leads_to_every_page_and_pages_to_each_other(browser: Any, report: Path) -> None:
+    visit = browser.open(report)
+    page = visit.page
+    assert page.locator(".card h3").all_inner_texts() == ["First & <b>foremost</b>", "A toy"]
+    page.get_by_role("link", name="First & <b>foremost</b>").click()
+    assert page.url.endswith("/00_first.html")
+    page.get_by_role("link", name="A toy →").click()
+    assert page.url.endswith("/01_toy.html")
+    page.get_by_role("link", name="Index").click()
+    assert page.url.endswith("/index.html")
+    page.goto(report.with_name("00_first.html").as_uri())
+    page.get_by_role("link", name="toy", exact=True).click()
+    assert page.url.endswith("/01_toy.html"), "links between notebooks lead to pages"
+    assert visit.requests == visit.complaints == []
+
+
+def test_a_notebook_s_page_shows_formulas_pictures_and_a_slider_that_moves(browser: Any, report: Path) -> None:
+    visit = browser.open(report.with_name("00_first.html"))
+    page = visit.page
+    assert page.locator("math").count() == 3
+    assert page.locator("math[display=block] mfrac").count() == 1
+    assert "$" not in page.locator("main").inner_text()
+    assert page.locator('img[alt="A small plane"]').is_visible()
+    assert "VBox" not in page.content()
+    slider = page.get_by_role("slider", name="Sparsity")
+    assert page.locator("figure img:visible").get_attribute("alt") == "A plane of shade 0"
+    slider.press("ArrowRight")
+    assert page.locator("figure img:visible").get_attribute("alt") == "A plane of shade 90"
+    assert page.locator("output").inner_text() == "90%"
+    assert page.locator("pre.stream.stdout").all_inner_texts() == ["one\ntwo"]
+    assert page.locator("pre.stream.stderr").all_inner_texts() == ["careful"]
+    assert visit.images_without_alt() == visit.broken_images() == 0
+    assert visit.requests == visit.complaints == []
+
+
+def test_code_can_be_hidden_and_sections_reached_by_keyboard(browser: Any, report: Path) -> None:
+    page = browser.open(report.with_name("00_first.html"), width=1600).page
+    code = page.locator("details.code pre")
+    assert code.first.is_visible()
+    button = page.get_by_role("button", name="Show code")
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "false"
+    assert not code.first.is_visible()
+    button.press("Enter")
+    assert code.first.is_visible()
+    contents = page.get_by_role("navigation", name="Sections of this notebook").get_by_role("link")
+    assert contents.all_inner_texts() == ["One step", "Another step"]
+    contents.last.press("Enter")
+    assert page.locator(":target").inner_text() == "Another step"
+
+
+@pytest.mark.parametrize("width", [360, 1280, 1920])
+def test_pages_fit_the_screen(browser: Any, report: Path, width: int) -> None:
+    for name in ("index.html", "00_first.html"):
+        page = browser.open(report.with_name(name), width=width).page
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_circumstances_of_a_run_are_on_its_page_and_on_the_index(browser: Any, report: Path) -> None:
+    page = browser.open(report.with_name("01_toy.html")).page
+    page.get_by_text("Circumstances of this run: 1 min 15 s, seed 0").click()
+    facts = page.locator("dl.facts").inner_text()
+    assert "toy.accuracy 0.97" in facts
+    assert "torch 2.9" in facts
+    assert "abc" in browser.open(report).page.locator("dl.facts").inner_text()
+
+
+def test_the_browser_refuses_what_a_page_would_load_by_script(browser: Any, project: Any) -> None:
+    executed(project, "00_a", shown({"text/html": "<script>fetch('https://example.org/x').catch(() => 0)</script>"}))
+    visit = browser.open(compile_report("quick").with_name("00_a.html"))
+    assert visit.requests == []
+    assert any("Content Security Policy" in complaint for complaint in visit.complaints)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<img alt="x" src="https://example.org/x.png">',
+        "<script src='//example.org/x.js'></script>",
+        "<IMG SRC=figure.png>",
+        '<link rel="stylesheet" href="style.css">',
+        '<iframe title="a > b" src="https://example.org"></iframe>',
+    ],
+)
+def test_a_page_that_would_load_something_is_refused_by_name(project: Any, html: str) -> None:
+    executed(project, "00_a", shown({"text/html": html}))
+    with pytest.raises(ValueError, match=r"^00_a\.ipynb loads .*; embed it"):
+        compile_report("quick")
+
+
+def body(project: Any, *cells: Any) -> str:
+    return read_page(executed(project, "00_a", *cells)).body
+
+
+def test_outputs_become_what_a_reader_can_use(project: Any) -> None:
+    assert "<svg" in body(project, shown({"image/svg+xml": "<svg></svg>", "text/plain": "x"}))
+    picture = {"image/png": b64encode(png()).decode(), "text/plain": "<Figure>"}
+    assert '<img alt="A plane" src="data:image/png' in body(project, shown(picture, {"image/png": {"alt": "A plane"}}))
+    assert 'alt="&lt;Figure&gt;"' in body(project, shown(picture))
+    assert "<strong>bold</strong>" in body(project, shown({"text/markdown": "**bold**"}))
+    assert "<math" in body(project, shown({"text/latex": "$x$"}))
+    assert "An interactive widget stands here" in body(project, shown({WIDGET: {}, "text/plain": "VBox()"}))
+    assert "1 &lt; 2" in body(project, shown({"text/plain": "1 < 2"}))
+
+
+def test_text_is_shown_as_on_a_terminal_and_tells_nothing_of_the_machine(
+    project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", SECRET_FOLDER)
+    text = f"  0%|   |\r100%|###|\n\x1b[31mred\x1b[0m\n{SECRET_FOLDER}/a.py and {project.root}/notebooks/b.ipynb\n"
+    html = body(project, new_code_cell("f()", outputs=[printed(text)]))
+    assert "  0%" not in html
+    assert "100%|###|" in html
+    assert re.search(r"<span class=\"ansi-red-fg\">red</span>", html)
+    assert "~/a.py and notebooks/b.ipynb" in html
+    error = new_output("error", ename="E", evalue="e", traceback=["\x1b[0;31mE\x1b[0m", f"{SECRET_FOLDER}/x.py: e"])
+    html = body(project, new_code_cell("f()", outputs=[error]))
+    assert SECRET_FOLDER not in html
+    assert "\x1b" not in html
+
+
+def test_pictures_in_prose_are_embedded(project: Any) -> None:
+    (project.root / "notebooks" / "plane.png").write_bytes(png())
+    assert '<img src="data:image/png;base64,' in body(project, new_markdown_cell("![A plane](plane.png)"))
+
+
+@pytest.mark.parametrize("latex", [r"\frac{1}{2}", r"x_{ij}^2", r"\begin{matrix}a & b\\c & d\end{matrix}"])
+def test_formulas_become_mathml(latex: str) -> None:
+    html = mathml(latex, "block")
+    assert html.startswith("<math")
+    assert "\\" not in html
+
+
+def test_a_formula_that_cannot_be_read_stands_as_it_was_written() -> None:
+    assert mathml("x_1_2 < y", "inline") == '<code class="latex">x_1_2 &lt; y</code>'
+
+
+def test_a_failed_notebook_and_a_page_of_one_that_is_gone_are_no_part(project: Any, report: Path) -> None:
+    folder = project.reports / "quick"
+    (folder / "notebooks" / "00_first.ipynb").rename(folder / "notebooks" / "00_first.failed.ipynb")
+    compile_report("quick")
+    assert sorted(path.name for path in folder.glob("*.html")) == ["01_toy.html", "index.html"]
+
+
+def test_without_a_run_the_command_that_makes_one_is_named(project: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"quick holds no executed notebook; make it with `delib report --profile quick`"
+    ):
+        compile_report("quick")
+
+
+@pytest.mark.parametrize("broken", ["", "{", '{"nbformat": 4, "cells": [{"source": "x"}]}', '{"nbformat": 4}'])
+def test_a_broken_notebook_is_named_in_one_line(project: Any, report: Path, broken: str) -> None:
+    (project.reports / "quick" / "notebooks" / "01_toy.ipynb").write_text(broken)
+    with pytest.raises(ValueError, match=r"01_toy\.ipynb") as refusal:
+        compile_report("quick")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_broken_output_is_named_in_one_line(project: Any) -> None:
+    path = executed(project, "00_a", new_code_cell("1"))
+    content = json.loads(path.read_text())
+    content["cells"][1]["outputs"] = [{"output_type": "display_data"}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"00_a\.ipynb"):
+        compile_report("quick")
+
+
+def test_the_reference_is_the_report_and_its_numbers(project: Any, report: Path) -> None:
+    readme = project.root / "README.md"
+    readme.write_text("# x\n\n<!-- claims -->\n<!-- /claims -->\n")
+    stale = project.reports / "reference" / "99_gone.html"
+    stale.parent.mkdir()
+    stale.touch()
+    index = publish_reference("quick")
+    assert index.read_bytes() == report.read_bytes()
+    names = sorted(str(path.relative_to(index.parent)) for path in index.parent.rglob("*") if path.is_file())
+    assert names == ["00_first.html", "01_toy.html", "index.html", "records/00_first.json", "records/01_toy.json"]
+    assert "| Perfect |  | ≥ 99.00% | 97.00% | ✗ **not reached** |" in readme.read_text()
+
+
+def test_there_is_no_reference_without_a_report(project: Any) -> None:
+    with pytest.raises(ValueError, match=r"holds no report; make it with `delib report --profile quick`"):
+        publish_reference("quick")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_durations_read_as_one_would_say_them(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
