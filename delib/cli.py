@@ -67,10 +67,13 @@ def report(
     """Run what changed of all notebooks, then compile reports/<profile>/index.html and print its path."""
     from delib import report, runner
 
-    for notebook in runner.notebooks():
+    for notebook in runner.sequence():
         typer.echo(f"{notebook.stem} ({profile}) … ", nl=False, err=True)
-        result = runner.run(notebook, profile, force=force)
-        typer.echo("up to date" if result.reused else "done", err=True)
+        outcome = "stopped"
+        try:
+            outcome = "up to date" if runner.run(notebook, profile, force=force).reused else "done"
+        finally:
+            typer.echo(outcome, err=True)
     index = report.compile_report(profile)
     typer.echo(str(index))
     if show:

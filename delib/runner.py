@@ -53,6 +53,13 @@ def notebooks() -> list[Path]:
     return sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))
 
 
+def sequence() -> list[Path]:
+    """The same. Raises ValueError if there are none."""
+    if not (found := notebooks()):
+        raise ValueError(f"{project_root()} has no notebooks; call delib in its checkout, or name that by DELIB_HOME")
+    return found
+
+
 def run(
     notebook: str | Path,
     profile: str = "quick",
@@ -94,7 +101,7 @@ def run(
 
 def run_all(profile: str = "quick", *, force: bool = False) -> list[Result]:
     """Run every notebook of the sequence in a profile, in order; those up to date are skipped."""
-    return [run(notebook, profile, force=force) for notebook in notebooks()]
+    return [run(notebook, profile, force=force) for notebook in sequence()]
 
 
 def _fingerprint(notebook: Path, values: Mapping[str, Any]) -> str:
