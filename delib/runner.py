@@ -54,7 +54,7 @@ def notebooks() -> list[Path]:
 
 
 def sequence() -> list[Path]:
-    """The same. Raises ValueError if there are none."""
+    """The numbered sequence. Raises ValueError if there is none, which means that this is no checkout."""
     if not (found := notebooks()):
         raise ValueError(f"{project_root()} has no notebooks; call delib in its checkout, or name that by DELIB_HOME")
     return found
