@@ -79,7 +79,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        return self.relu2(inner + self.skip(x))  # type: ignore[no-any-return]
+        return self.relu2(inner + self.skip(x))
 
 
 def resnet(seed: int = 0) -> nn.Sequential:

@@ -51,7 +51,7 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
     try:
         statements, comments = ast.parse(source).body, _comments(source)
     except SyntaxError as error:
-        raise ValueError(f"{notebook.name}: the parameters cell is no Python ({error})") from None
+        raise ValueError(f"{notebook.name}: the parameters cell is not Python ({error.msg})") from None
     parameters = {}
     for statement in statements:
         line = f"{notebook.name}: `{(ast.get_source_segment(source, statement) or '').splitlines()[0]}`"

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import email
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from house import MODULES, ROOT, imported, needs_git, project, tracked
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted(path.stem for path in (ROOT / "delib").glob("*.py") if not path.stem.startswith("__"))
 # Where a lock must serve: two platforms, and every Python that its packages are out for.
 PLATFORMS = (
     {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"},
@@ -30,13 +26,6 @@ PLATFORMS = (
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # Distributions whose modules have another name, so that the test needs no installed metadata.
 NAMES = {"cv2": "opencv-python", "IPython": "ipython", "PIL": "pillow", "yaml": "pyyaml"}
-
-needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
-
-
-def project() -> dict[str, Any]:
-    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return table
 
 
 def direct_requirements() -> list[Requirement]:
@@ -50,13 +39,6 @@ def locked() -> list[tuple[Requirement, str]]:
     text = (ROOT / "requirements.lock").read_text()
     entries = re.findall(r"^(?! |#)(.+(?:\n .+)*)", text, re.MULTILINE)
     return [(Requirement(entry.split("\\\n")[0]), entry) for entry in entries]
-
-
-def tracked() -> list[Path]:
-    """The files that git has, or would have: a clean checkout of the tree as it stands."""
-    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
-    return [Path(name) for name in names if name and (ROOT / name).is_file()]
 
 
 @pytest.fixture(scope="module")
@@ -107,65 +89,12 @@ def test_the_lock_is_hashed_and_names_no_index() -> None:
     assert not [line for line in lines if line.strip().startswith("-") and not line.startswith("    --hash=sha256:")]
 
 
-def imported(module: str) -> set[str]:
-    """Top names of all that a module imports, also within functions; relative imports are none of the house."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / "delib" / f"{module}.py").read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}: relative import"
-            parts = [node.module or ""] if node.module != "delib" else [f"delib.{alias.name}" for alias in node.names]
-            names |= set(parts)
-    return names
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_everything_a_module_imports_is_a_declared_dependency(module: str) -> None:
     declared = {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]}
     used = {name.split(".")[0] for name in imported(module)} - set(sys.stdlib_module_names) - {"delib"}
     undeclared = {name for name in used if canonicalize_name(NAMES.get(name, name)) not in declared}
     assert not undeclared, f"delib/{module}.py imports {undeclared}, which pyproject.toml does not ask for"
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_holds_two_ideas(module: str) -> None:
-    assert len((ROOT / "delib" / f"{module}.py").read_text().splitlines()) <= 400
-
-
-def floors() -> dict[str, int]:
-    """The README's table: the floor of every module that it names. It names none twice."""
-    section = (ROOT / "README.md").read_text().split("| floor | modules |")[1].split("\n\n")[0]
-    rows = re.findall(r"^\| (\d) \| (.+) \|$", section, re.MULTILINE)
-    pairs = [(name, int(floor)) for floor, text in rows for name in re.findall(r"`(\w+)`", text)]
-    assert len(pairs) == len(dict(pairs)), "a module stands in the table twice"
-    return dict(pairs)
-
-
-def test_the_readme_names_exactly_the_modules_there_are() -> None:
-    assert sorted(floors()) == MODULES
-
-
-def test_no_module_uses_one_of_a_higher_floor() -> None:
-    of = floors()
-    upwards = [
-        f"{module} uses {name}"
-        for module in MODULES
-        for name in (full.split(".")[1] for full in imported(module) if full.startswith("delib."))
-        if of[name] > of[module]
-    ]
-    assert not upwards
-
-
-def test_licence_and_citation() -> None:
-    assert (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) ")
-    assert project()["license"] == "MIT"
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["cff-version"] == "1.2.0"
-    assert citation["license"] == "MIT"
-    assert str(citation["version"]) == project()["version"]
-    assert {"message", "title", "authors"} <= set(citation)
-    assert "2206.05859" in str(citation["references"])
 
 
 @needs_git
@@ -184,6 +113,8 @@ def test_the_wheel_holds_the_whole_package(checkout: Path, tmp_path: Path) -> No
             Requirement(text) for text in project()["dependencies"]
         }
         assert metadata["License-Expression"] == "MIT"
+        entry_points = archive.read(f"delib-{project()['version']}.dist-info/entry_points.txt").decode()
+        assert "delib = delib.cli:main" in entry_points
         archive.extractall(tmp_path / "site")
     # From outside the checkout, the packaged module starts and finds its templates.
     code = "import delib.report as r, jinja2; print(r.__file__, jinja2.PackageLoader('delib').list_templates())"
@@ -256,41 +187,3 @@ def test_continuous_integration_runs_make_test() -> None:
     assert os.access(script, os.X_OK)
     assert "make test" in script.read_text().splitlines()
     assert "set -e" in script.read_text()
-
-
-# Folders of the machine that a file was written on, and hosts that only some machines can reach.
-MACHINE = re.compile(r"(?<![\w.\-/])/(?:home|root|Users|work|mnt|tmp|var/folders)/[\w.\-]+")
-LOCAL_HOST = re.compile(
-    r"https?://(?:[^/\s@]+@|\d+\.\d+\.\d+\.\d+|localhost|[^/\s.\"'`)]+(?:[/:\s\"'`)]|$)|[^/\s]+:\d+"
-    r"|[^/\s]*\b(?:artifactory|nexus|proxy|registry|internal|intranet)\b)"
-)
-
-
-@needs_git
-def test_no_tracked_file_names_a_machine_or_a_private_host() -> None:
-    found = []
-    for path in tracked():
-        if path == Path("tests") / Path(__file__).name:
-            continue
-        text = (ROOT / path).read_bytes().decode("utf-8", errors="ignore")
-        text = re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", text)
-        for pattern in (MACHINE, LOCAL_HOST):
-            found += [f"{path}: {match[0]}" for match in pattern.finditer(text)]
-    assert not found
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("see /home/someone/project", True),
-        ("C = '/work/x'", True),
-        ("notebooks/tmp/x", False),
-        ("http://10.0.0.1/simple", True),
-        ("https://registry.some.company.net/npm", True),
-        ("https://host:8081/x", True),
-        ("https://pytorch.org/get-started", False),
-        ("http://buildhost/simple", True),
-    ],
-)
-def test_the_search_for_machines_finds_them(text: str, named: bool) -> None:
-    assert bool(MACHINE.search(text) or LOCAL_HOST.search(text)) == named

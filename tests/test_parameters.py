@@ -168,9 +168,9 @@ def test_an_unknown_profile_is_refused(notebook: Path) -> None:
         ("pair = (1, 2)  # x", "only `name = literal"),
         ("odd = {[]: 1}  # x", "is no literal"),
         ("width = 3", "`width = 3` .* needs a comment behind it"),
-        ("width = # x", "is no Python"),
-        ("width = [1,  # x", "is no Python"),
-        ("%matplotlib inline", "is no Python"),
+        ("width = # x", "is not Python"),
+        ("width = [1,  # x", "is not Python"),
+        ("%matplotlib inline", "is not Python"),
     ],
 )
 def test_a_parameters_cell_with_anything_else_is_refused(project: Any, line: str, complaint: str) -> None:

@@ -139,6 +139,17 @@ def test_a_change_of_delib_makes_results_stale_but_one_of_the_report_does_not(
     assert not run("10_toy", "smoke").reused
 
 
+def test_other_versions_or_another_lock_make_results_stale(
+    project: Any, toy: Path, executions: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("10_toy", "smoke")
+    (project.root / "requirements.lock").write_text("torch==1\n")
+    assert not run("10_toy", "smoke").reused
+    monkeypatch.setattr(runner, "package_versions", lambda: {"torch": "0.1"})
+    assert not run("10_toy", "smoke").reused
+    assert run("10_toy", "smoke").reused
+
+
 def test_an_unchanged_notebook_saved_again_by_an_editor_is_not_run_again(
     toy: Path, executions: list[dict[str, Any]]
 ) -> None:
@@ -248,7 +259,10 @@ def until(happened: Callable[[], bool], seconds: float = 60) -> bool:
     return False
 
 
-def test_an_interrupt_leaves_the_old_results_and_no_half_written_file(project: Any, toy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_leaves_the_old_results_and_no_half_written_file(
+    project: Any, toy: Path, tmp_path: Path, end: signal.Signals
+) -> None:
     run("10_toy", "smoke")
     before = {name: (project.reports / name).read_bytes() for name in files(project.reports)}
     begun = tmp_path / "begun"
@@ -257,7 +271,7 @@ def test_an_interrupt_leaves_the_old_results_and_no_half_written_file(project: A
     command = [sys.executable, "-m", "delib", "run", "10_toy", "--profile", "smoke"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert until(lambda: begun.is_file() and begun.read_text().endswith("\n")), "the notebook did not start"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(end)
     said = "".join(process.communicate(timeout=60))
     assert process.returncode not in (0, None)
     assert "Traceback" not in said
