@@ -17,6 +17,7 @@ def admm(
     matrix: Tensor,
     survivors: int,
     row_weights: Tensor | None = None,
+    allowed: Tensor | None = None,
     ridge: float = RIDGE,
     iterations: int = 300,
 ) -> tuple[Tensor, Tensor]:
@@ -28,22 +29,24 @@ def admm(
 
         W = (G + ρ)⁻¹ (C - V + ρ D)      D = the largest entries of W + V/ρ      V += ρ (W - D)
 
-    ``row_weights`` s [rows] say how much an error of each output matters (all alike by default). The strength is
+    Only weights ``allowed`` [rows, k] may survive (all by default). ``row_weights`` s [rows] say how much an error of each output matters (all alike by default). The strength is
     |W + V/ρ| at the end, in the scale in which weights were compared: larger means more worth keeping. The problem is
     scaled to a unit diagonal of G; one eigendecomposition of each G makes every iteration two matrix products.
     """
     problem = _Scaled(moments, matrix, row_weights, ridge)
-    counted = torch.ones_like(problem.start, dtype=torch.bool)
+    barred = torch.zeros_like(matrix, dtype=torch.bool) if allowed is None else ~allowed
+    counted = ~barred
     if moments.bias:
-        counted[..., -1] = False
+        counted[:, -1] = False
+    barred, counted = barred.view_as(problem.start), counted.view_as(problem.start)
     sparse, dual, penalty = problem.start, torch.zeros_like(problem.start), FIRST_PENALTY
-    support = last = _largest(sparse, counted, survivors)
+    support = last = _largest(sparse, counted, survivors) & ~barred
     sparse = sparse * support
     joined = sparse
     for step in range(1, iterations + 1):
         fitted = problem.solve(penalty * sparse - dual, penalty)
         joined = fitted + dual / penalty
-        support = _largest(joined, counted, survivors)
+        support = _largest(joined, counted, survivors) & ~barred
         sparse = joined * support
         dual = dual + penalty * (fitted - sparse)
         if step % CHECK == 0:
