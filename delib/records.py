@@ -87,14 +87,19 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def record_path(profile: str, notebook: str) -> Path:
-    """Where the record of a notebook's run in a profile stands."""
-    return project_root() / "reports" / profile / "records" / f"{notebook}.json"
+def report_folder(run: str | Path) -> Path:
+    """Where a run leaves its files: ``reports/<run>`` of the project for a name, the path itself if absolute."""
+    return project_root() / "reports" / run
 
 
-def read_records(profile: str) -> dict[str, dict[str, Any]]:
-    """All records of a profile's runs by notebook name, in the notebooks' order."""
-    folder = record_path(profile, "any").parent
+def record_path(run: str | Path, notebook: str) -> Path:
+    """Where the record of a notebook stands; ``run`` is a profile or another folder of reports."""
+    return report_folder(run) / "records" / f"{notebook}.json"
+
+
+def read_records(run: str | Path) -> dict[str, dict[str, Any]]:
+    """All records of a run by notebook name, in the notebooks' order."""
+    folder = record_path(run, "any").parent
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
@@ -121,8 +126,8 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where this run's own files go: ``reports/<profile>``."""
-        return record_path(str(self.parameters["profile"]), self.notebook).parents[1]
+        """Where this run's own files go: ``$DELIB_RUN`` if the runner set it, else ``reports/<profile>``."""
+        return report_folder(os.environ.get("DELIB_RUN") or str(self.parameters["profile"]))
 
     def add(self, network: str, **metrics: float) -> None:
         """Add metrics as ``"<network>.<metric>"``. Raises ValueError if one is not a finite number."""
@@ -135,7 +140,7 @@ class Run:
         """Write the record atomically; returns its path."""
         import torch
 
-        path = record_path(str(self.parameters["profile"]), self.notebook)
+        path = record_path(self.folder, self.notebook)
         write_json(
             path,
             {

@@ -1,0 +1,5 @@
+"""``python -m delib``: the command line without installed scripts."""
+
+from delib.cli import main
+
+main()

@@ -1,0 +1,163 @@
+"""The command line: ``delib run``, ``report``, ``encode``, ``decode``, ``inspect``, ``fetch``. Parsing only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+Profile = Annotated[
+    Literal["smoke", "quick", "paper"], typer.Option(help="smoke: seconds; quick: minutes; paper: a GPU or a night.")
+]
+
+app = typer.Typer(
+    help="Directed Evolution for sparsifying and compressing neural networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class PairCommand(TyperCommand):
+    """A command whose ``-p name value`` takes two words (typer's own lists take one: ``-p name=value`` works too)."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words, joined = iter(args), []
+        for word in words:
+            joined.append(word)
+            if word in ("-p", "--parameter"):
+                name = next(words, None)
+                if name is not None:
+                    joined.append(name if "=" in name else f"{name}={next(words, '')}")
+        return super().parse_args(ctx, joined)
+
+
+@app.command(cls=PairCommand)
+def run(
+    notebook: Annotated[str, typer.Argument(help="A notebook's path, or its name in notebooks/, such as 01_mnist.")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE")] = None,
+    profile: Profile = "quick",
+    into: Annotated[str | None, typer.Option(help="Folder of reports/ for the results.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run even if nothing changed.")] = False,
+) -> None:
+    """Run one notebook. With -p, results go to reports/<profile>-custom unless --into names another folder."""
+    from delib import runner
+
+    given = dict(pair.split("=", 1) for pair in parameter or [])
+    result = runner.run(notebook, profile, given, into=into, text=True, force=force)
+    typer.echo(f"{'up to date' if result.reused else 'done'}: {result.notebook}")
+    typer.echo(f"record: {result.record}")
+
+
+@app.command()
+def report(
+    profile: Profile = "quick",
+    force: Annotated[bool, typer.Option("--force", help="Run every notebook even if nothing changed.")] = False,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+) -> None:
+    """Run what changed of all notebooks, then compile reports/<profile>/index.html and print its path."""
+    from delib import report, runner
+
+    for notebook in runner.notebooks():
+        typer.echo(f"{notebook.stem} ({profile}) … ", nl=False, err=True)
+        result = runner.run(notebook, profile, force=force)
+        typer.echo("up to date" if result.reused else "done", err=True)
+    index = report.compile_report(profile)
+    typer.echo(str(index))
+    if show:
+        typer.launch(index.as_uri())
+
+
+@app.command()
+def reference() -> None:
+    """Take the quick report over as reports/reference, and its numbers into README's table of claims."""
+    from delib import report
+
+    typer.echo(str(report.publish_reference()))
+
+
+@app.command()
+def encode(
+    weights: Annotated[Path, typer.Argument(help="A state dict as .safetensors; its zeros are the pruned weights.")],
+    out: Annotated[Path, typer.Argument(help="The .delib file to write.")],
+    bits: Annotated[int, typer.Option(min=1, max=16, help="Bits per survivor.")] = 4,
+    method: Annotated[str, typer.Option(help="How levels are placed: kmeans or uniform.")] = "kmeans",
+) -> None:
+    """Quantise the survivors of every weight and write the network as one .delib file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from delib import encode, quantize
+
+    try:
+        state = load(weights.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{weights}: not a .safetensors file ({error})") from None
+    size = encode.write(out, quantize.quantize_tensors(state, bits, method))
+    dense = 4 * sum(tensor.numel() for tensor in state.values())
+    typer.echo(f"{out}: {size:,} bytes, {dense / size:.1f} times smaller than float32")
+
+
+@app.command()
+def decode(
+    file: Annotated[Path, typer.Argument(help="A .delib file.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+) -> None:
+    """Write the network of a .delib file as a plain state dict."""
+    from safetensors.numpy import save
+
+    from delib import encode
+    from delib.records import write_bytes
+
+    tensors = encode.read(file).items()
+    write_bytes(out, save({name: t.dense() if isinstance(t, encode.LevelTensor) else t for name, t in tensors}))
+    typer.echo(str(out))
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> None:
+    """Show what a .delib file holds: shape, sparsity, bits per survivor and bytes of each tensor, and the total."""
+    from delib import encode
+
+    tensors, sizes = encode.read(file), encode.sizes(file.read_bytes())
+    row = "{:<28} {:>18} {:>9} {:>5} {:>12}".format
+    typer.echo(row("tensor", "shape", "sparsity", "bits", "bytes"))
+    for name, tensor in tensors.items():
+        if isinstance(tensor, encode.LevelTensor):
+            mask, bits = tensor.mask, max(len(tensor.codebook) - 1, 1).bit_length()
+            cells = "×".join(map(str, mask.shape)), f"{1 - mask.mean():.2%}", bits
+        else:
+            cells = "×".join(map(str, tensor.shape)), "", 8 * tensor.itemsize
+        typer.echo(row(name, *cells, f"{sizes[name]:,}"))
+    values = sum(t.mask.size if isinstance(t, encode.LevelTensor) else t.size for t in tensors.values())
+    total = file.stat().st_size
+    typer.echo(f"{total:,} bytes with header and checksum; {4 * values / total:.1f} times smaller than float32")
+
+
+@app.command()
+def fetch(names: Annotated[list[str] | None, typer.Argument(help="Data sets; all if none is named.")] = None) -> None:
+    """Get data sets and weights from the first source that answers, and verify them."""
+    from delib import datasets
+
+    for name in names or datasets.FILE_SETS:
+        if name not in datasets.FILE_SETS:
+            raise ValueError(f"there is no data set `{name}`; choose from {', '.join(datasets.FILE_SETS)}")
+        typer.echo(f"{name}: {datasets.FILE_SETS[name].fetch()}")
+
+
+def main() -> None:
+    """The entry point: what goes wrong in our own ways becomes one line and exit code 1 (usage: 2).
+
+    ``DELIB_DEBUG=1`` shows the traceback instead.
+    """
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("DELIB_DEBUG") == "1":
+            raise
+        typer.echo(f"delib: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        sys.exit(1)

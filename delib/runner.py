@@ -1,0 +1,174 @@
+"""Running notebooks: the values they run with, their execution by papermill, and no work that is already done."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from delib.parameters import PROFILES, check_parameters, profile_parameters, read_cells, read_parameters
+from delib.records import package_versions, project_root, record_path, report_folder, write_bytes
+
+# Modules that no notebook imports: changing them makes no result stale.
+AROUND = ("__main__", "claims", "cli", "pages", "parameters", "report", "runner")
+# Folders of reports that a run with parameters of its own must not write to.
+PROTECTED = (*PROFILES, "reference")
+
+
+class RunFailed(RuntimeError):
+    """A notebook stopped; the message names the cell, the exception, and where the notebook stands."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left: the executed notebook, its record, and whether it had been there already."""
+
+    notebook: Path
+    record: Path
+    reused: bool
+
+
+def find_notebook(name: str | Path) -> Path:
+    """A notebook by its path, or by its name in ``notebooks/``. Raises ValueError, naming the nearest, if absent."""
+    path = Path(name)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path.resolve()
+    present = {notebook.stem: notebook for notebook in notebooks()}
+    if path.name.removesuffix(".ipynb") in present:
+        return present[path.name.removesuffix(".ipynb")]
+    near = difflib.get_close_matches(path.stem, present, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"notebooks/ has {', '.join(present) or 'none'}"
+    raise ValueError(f"there is no notebook {name}; {hint}")
+
+
+def notebooks() -> list[Path]:
+    """The numbered sequence in ``notebooks/``, in order."""
+    return sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def run(
+    notebook: str | Path,
+    profile: str = "quick",
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    into: str | Path | None = None,
+    text: bool = False,
+    force: bool = False,
+) -> Result:
+    """Execute a notebook with a profile's values and, over them, ``parameters``; skip it if its result is up to date.
+
+    The executed notebook goes to ``reports/<into>/notebooks``, its record to ``reports/<into>/records``. ``into``
+    defaults to the profile, or to ``<profile>-custom`` if there are parameters, so that a trial never replaces a
+    profile's results. ``text`` reads string parameters as a command line's (see ``check_parameters``); ``force`` runs
+    even if nothing changed. Raises ValueError on parameters that do not fit, RunFailed if the notebook stops.
+    """
+    path = find_notebook(notebook)
+    given = check_parameters(path, parameters or {}, text=text)
+    if "profile" in given:
+        raise ValueError("`profile` is not given as a parameter; choose it with --profile")
+    if given and into in PROTECTED:
+        raise ValueError(f"`{into}` holds a profile's own results; give a run with other parameters another folder")
+    defaults = {name: parameter.default for name, parameter in read_parameters(path).items()}
+    chosen = {**profile_parameters(path, profile), **given}
+    values = {name: value for name, value in chosen.items() if value != defaults[name]}
+    folder = report_folder(into or (f"{profile}-custom" if given else profile))
+    result = Result(folder / "notebooks" / path.name, record_path(folder, path.stem), reused=False)
+    stamp, fingerprint = result.record.with_suffix(".fingerprint"), _fingerprint(path, values)
+    if not force and result.notebook.is_file() and result.record.is_file() and _read(stamp) == fingerprint:
+        return Result(result.notebook, result.record, reused=True)
+    stamp.unlink(missing_ok=True)
+    before = _modified(result.record)
+    _execute(path, result.notebook, values, folder)
+    if _modified(result.record) == before:
+        raise RunFailed(f"{path.stem} ran but left no record; its last cell must call `run.write()`")
+    write_bytes(stamp, fingerprint.encode())
+    return result
+
+
+def run_all(profile: str = "quick", *, force: bool = False) -> list[Result]:
+    """Run every notebook of the sequence in a profile, in order; those up to date are skipped."""
+    return [run(notebook, profile, force=force) for notebook in notebooks()]
+
+
+def _fingerprint(notebook: Path, values: Mapping[str, Any]) -> str:
+    """One hash of everything that a result depends on: cells, values, delib's sources, the packages' versions."""
+    lock = project_root() / "requirements.lock"
+    sources = sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem not in AROUND)
+    parts = [
+        [[cell["cell_type"], cell["source"]] for cell in read_cells(notebook)],
+        values,
+        [[path.name, path.read_text(encoding="utf-8")] for path in sources],
+        package_versions(),
+        lock.read_text(encoding="utf-8") if lock.is_file() else "",
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: Path) -> None:
+    """Run the notebook under a temporary name, renamed to ``executed``, or to ``<name>.failed.ipynb`` if it stops."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
+
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    working = executed.with_name(f".{executed.stem}.{os.getpid()}.ipynb")
+    failed = executed.with_name(f"{executed.stem}.failed.ipynb")
+    try:
+        with _environment(DELIB_BATCH="1", DELIB_RUN=str(folder), TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1"):
+            papermill.execute_notebook(
+                str(notebook),
+                str(working),
+                dict(values),
+                kernel_name="python3",
+                cwd=str(notebook.parent),
+                request_save_on_cell_execute=False,  # no half-written file, whatever ends this process
+                # Between processes of this machine, not over TCP, where other users could read along.
+                config=Config(KernelManager={"transport": "ipc"}),
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+                progress_bar={"leave": False} if sys.stderr.isatty() else False,
+            )
+        os.replace(working, executed)
+        failed.unlink(missing_ok=True)
+    except papermill.PapermillExecutionError as error:
+        os.replace(working, failed)
+        first = next((line for line in error.source.splitlines() if line.strip()), "")
+        raise RunFailed(
+            f"{notebook.stem}: cell In [{error.exec_count}] (`{first}`) raised {error.ename}: "
+            f"{' '.join(error.evalue.split())}; it stands in {failed}"
+        ) from None
+    except DeadKernelError:
+        raise RunFailed(
+            f"{notebook.stem}: its kernel died, most likely for want of memory; try a smaller one"
+        ) from None
+    finally:
+        working.unlink(missing_ok=True)
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for the kernel that is started meanwhile, put back afterwards."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def _modified(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
