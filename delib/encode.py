@@ -235,7 +235,8 @@ class MaskModel:
 
     def row(self, survivors: int) -> NDArray[np.float64]:
         """The probability of each weight of the next row, which has this many survivors."""
-        return np.clip(self.weights * (survivors / self.weights.sum()), FLOOR, 1 - FLOOR)
+        p: NDArray[np.float64] = np.clip(self.weights * (survivors / self.weights.sum()), FLOOR, 1 - FLOOR)
+        return p
 
     def learn(self, row: NDArray[np.bool_]) -> None:
         """Take account of a finished row."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from html import escape
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+Array = Any  # whatever numpy turns into an array: lists, arrays, tensors on the CPU
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out, it vanishes on a projector.
 BLACK, BLUE, SKY, GREEN = "#000000", "#0072B2", "#56B4E9", "#009E73"
@@ -72,3 +78,109 @@ def show(figure: Figure, alt: str) -> None:
         f'style="max-width:100%;height:auto;background:#fff" src="data:image/png;base64,{source}">'
     )
     display({"text/html": html, "text/plain": f"[figure: {alt}]"}, raw=True)
+
+
+def maps(
+    panels: Mapping[str, Array], label: str, *, columns: int = 10, colours: str = "viridis", centred: bool = False
+) -> Figure:
+    """Small images side by side, one a title, on one colour scale whose bar says what ``label`` is measured in.
+
+    ``panels`` maps titles to arrays [height, width]. ``centred`` puts zero at the middle of the scale.
+    """
+    values = np.stack([np.asarray(panel, float) for panel in panels.values()])
+    high = np.nanmax(np.abs(values)) if centred else np.nanmax(values)
+    rows = math.ceil(len(panels) / columns)
+    with house_style():
+        figure, axes = plt.subplots(rows, columns, figsize=(1.15 * columns + 1.2, 1.35 * rows), squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, title, panel in zip(axes.flat, panels, values, strict=False):
+            shown = axis.imshow(panel, cmap=colours, vmin=-high if centred else 0, vmax=high)
+            axis.set_title(title, fontsize=12, loc="center")
+        figure.colorbar(shown, ax=axes, label=label, shrink=0.9)
+    return figure
+
+
+def curves(
+    lines: Mapping[str, tuple[Array, Array]],
+    x: str,
+    y: str,
+    *,
+    percent: str = "xy",
+    level: tuple[str, float] | None = None,
+    logarithmic: str = "",
+) -> Figure:
+    """Lines by name, each (x values, y values), told apart by colour, marker and dash.
+
+    ``percent`` and ``logarithmic`` name the axes ("x", "y", "xy" or "") that are shares shown in percent, or on a
+    logarithmic scale. ``level`` (name, value) draws a horizontal line to compare with.
+    """
+    with house_style():
+        figure, axis = plt.subplots()
+        for name, (xs, ys) in lines.items():
+            axis.plot(xs, ys, label=name)
+        if level is not None:
+            axis.axhline(level[1], color="0.35", linewidth=1.5, linestyle=(0, (6, 3)))
+            axis.annotate(
+                level[0], (0.01, level[1]), xycoords=("axes fraction", "data"), va="bottom", fontsize=11, color="0.25"
+            )
+        axis.set(xlabel=x, ylabel=y)
+        for name, single in (("x", axis.xaxis), ("y", axis.yaxis)):
+            if name in logarithmic:
+                axis.set(**{f"{name}scale": "log"})
+            if name in percent:
+                single.set_major_formatter(PercentFormatter(1.0))
+        axis.legend()
+    return figure
+
+
+def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = "", percent: bool = False) -> Figure:
+    """Bars: for every outer name a group, within it one bar an inner name; the bar named ``highlight`` stands out."""
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    single = len(groups) == 1
+    with house_style():
+        figure, axis = plt.subplots(figsize=(8, 4))
+        width = 0.8 / (1 if single else len(names))
+        for i, name in enumerate(names):
+            colour = (VERMILION if name == highlight else BLUE) if single else PALETTE[i]
+            at = [i] if single else np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
+            hatch = "//" if (name == highlight if single else i % 2) else None
+            heights = [group[name] for group in groups.values()]
+            axis.bar(at, heights, width, color=colour, hatch=hatch, edgecolor="white", label=None if single else name)
+        axis.set_xticks(range(len(names) if single else len(groups)), names if single else list(groups))
+        axis.set_ylabel(y)
+        axis.grid(axis="x", visible=False)
+        if percent:
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if not single:
+            axis.legend()
+    return figure
+
+
+def digits(images: Array, predicted: Array, labels: Array, *, columns: int = 12) -> Figure:
+    """Digits [n, height, width], each with the class that the network gives it: a plain number where it is right, a
+    crossed frame and "read → true" where it is wrong."""
+    rows = math.ceil(len(images) / columns)
+    with house_style():
+        figure, axes = plt.subplots(rows, columns, figsize=(0.8 * columns, 1.02 * rows), squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, image, got, true in zip(axes.flat, images, predicted, labels, strict=False):
+            axis.set_axis_on()
+            axis.set(xticks=[], yticks=[])
+            axis.grid(visible=False)
+            wrong = int(got) != int(true)
+            axis.imshow(image, cmap="gray_r" if not wrong else "Oranges")
+            for spine in axis.spines.values():
+                spine.set(visible=True, color=VERMILION if wrong else "0.8", linewidth=3 if wrong else 0.8)
+            axis.set_title(f"{got} → {true} ✗" if wrong else str(int(got)), fontsize=11, loc="center", pad=3)
+    return figure
+
+
+def scatter(xs: Array, ys: Array, x: str, y: str) -> Figure:
+    """A cloud of points, one a weight, with the vertical axis logarithmic."""
+    with house_style():
+        figure, axis = plt.subplots()
+        axis.plot(xs, ys, linestyle="", marker="o", markersize=4, alpha=0.5, color=BLUE)
+        axis.set(xlabel=x, ylabel=y, yscale="log")
+    return figure

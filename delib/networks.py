@@ -78,7 +78,7 @@ def parameter_count(network: nn.Module) -> int:
 
 def float32_bytes(network: nn.Module) -> int:
     """Size of the network's state dict at 4 bytes a value: the numerator of every compression ratio here."""
-    return 4 * sum(t.numel() for t in network.state_dict().values())
+    return 4 * sum(int(t.numel()) for t in network.state_dict().values())
 
 
 def sparsity(network: nn.Module, layers: Mapping[str, nn.Module] | None = None) -> float:

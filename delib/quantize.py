@@ -49,7 +49,10 @@ def _best_cuts(edges: NDArray[Any], sums: NDArray[Any], squares: NDArray[Any], c
 
     def cost(start: NDArray[Any], stop: NDArray[Any]) -> NDArray[np.float64]:
         total = sums[stop] - sums[start]
-        return squares[stop] - squares[start] - total**2 / np.maximum(edges[stop] - edges[start], 1)
+        error: NDArray[np.float64] = (
+            squares[stop] - squares[start] - total**2 / np.maximum(edges[stop] - edges[start], 1)
+        )
+        return error
 
     groups = len(edges) - 1
     stops = np.arange(groups + 1)
@@ -113,6 +116,11 @@ class Quantized(dict[str, "NDArray[Any] | LevelTensor"]):
         return network
 
     @property
+    def bits(self) -> int:
+        """Bits a survivor: the most that an index into any of the codebooks takes."""
+        return max((len(t.codebook) - 1).bit_length() for t in self.values() if isinstance(t, LevelTensor))
+
+    @property
     def sparsity(self) -> float:
         """Zeros among the weights of the quantised layers."""
         weights = [t.dense() for t in self.values() if isinstance(t, LevelTensor)]
@@ -135,7 +143,7 @@ def quantize(network: nn.Module, bits: int | Mapping[str, int] = 4, method: str 
 def quantize_tensors(
     state: Mapping[str, Tensor], bits: int | Mapping[str, int] = 4, method: str | Placement = "kmeans"
 ) -> Quantized:
-    """The same for a bare state dict: ``bits`` by tensor name, or one number for all floats of two or more dimensions."""
+    """The same for a bare state dict: ``bits`` by tensor name, or one number for all floats of two or more axes."""
     if isinstance(bits, int):
         bits = {name: bits for name, tensor in state.items() if tensor.dim() > 1 and tensor.is_floating_point()}
     if isinstance(method, str) and method not in PLACEMENTS:

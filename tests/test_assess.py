@@ -91,9 +91,14 @@ def test_a_layer_that_never_runs_is_said_to() -> None:
 def test_tentative_zeroing_is_undone_even_when_the_block_fails() -> None:
     layer = nn.Linear(5, 4)
     before = weight_of(layer).clone()
-    with pytest.raises(RuntimeError), tentatively_zeroed(layer, torch.tensor([0, 7, 19])):
-        assert int((weight_of(layer) == 0).sum()) == 3
-        raise RuntimeError
+
+    def fail_inside() -> None:
+        with tentatively_zeroed(layer, torch.tensor([0, 7, 19])):
+            assert int((weight_of(layer) == 0).sum()) == 3
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_inside()
     assert torch.equal(weight_of(layer), before)
 
 

@@ -40,7 +40,8 @@ def test_present_files_contact_nothing() -> None:
     files(first=source).fetch()
     again = Source(None)
     folder = files(first=again).fetch()
-    assert again.asked == [] and (folder / "a.bin").read_bytes() == b"alpha"
+    assert again.asked == []
+    assert (folder / "a.bin").read_bytes() == b"alpha"
 
 
 def test_only_the_damaged_file_is_fetched_again() -> None:
@@ -48,13 +49,15 @@ def test_only_the_damaged_file_is_fetched_again() -> None:
     (folder / "b.bin").write_bytes(b"bet")
     source = Source(CONTENT)
     files(first=source).fetch()
-    assert source.asked == [["b.bin"]] and (folder / "b.bin").read_bytes() == b"beta"
+    assert source.asked == [["b.bin"]]
+    assert (folder / "b.bin").read_bytes() == b"beta"
 
 
 def test_the_next_source_is_asked_where_one_fails_or_lies() -> None:
     lying, good = Source({**CONTENT, "a.bin": b"forged"}), Source(CONTENT)
     folder = files(dead=Source(None), lying=lying, good=good).fetch()
-    assert (folder / "a.bin").read_bytes() == b"alpha" and good.asked
+    assert (folder / "a.bin").read_bytes() == b"alpha"
+    assert good.asked
 
 
 def test_no_source_is_one_clear_line_and_leaves_nothing_half(cache) -> None:
@@ -102,6 +105,7 @@ def test_mnist_is_the_real_thing(monkeypatch) -> None:
     data = mnist()
     assert (len(data.train), len(data.validation), len(data.test)) == (55_000, 5_000, 10_000)
     assert data.train.images.shape[1:] == (1, 28, 28)
-    assert 0 <= float(data.train.images.min()) and float(data.train.images.max()) == 1
+    assert float(data.train.images.min()) >= 0
+    assert float(data.train.images.max()) == 1
     assert data.test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert data.checksums == MNIST_FILES.checksums

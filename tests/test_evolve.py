@@ -123,7 +123,8 @@ def test_an_earlier_cycle_equals_the_run_that_stopped_there() -> None:
 def test_sparsity_rises_with_every_cycle_and_at_takes_the_last_within_reach() -> None:
     evolved = evolve(tiny(), INPUTS, 0.8, population=2, share=0.2)
     passed = evolved.sparsities
-    assert passed == sorted(passed) and passed[0] == 0
+    assert passed == sorted(passed)
+    assert passed[0] == 0
     between = (passed[2] + passed[3]) / 2
     assert sparsity(evolved.at(between)) == pytest.approx(passed[2])
     with pytest.raises(ValueError, match="not passed through"):
@@ -174,4 +175,5 @@ def test_divergences_are_zero_for_equals_and_agree_with_their_definitions() -> N
     p, q = t.softmax(1), s.softmax(1)
     assert float(kl(s, t)) == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
     assert float(mse(s, t)) == pytest.approx(float(((s - t) ** 2).mean()), rel=1e-5)
-    assert float(kl(t, t)) == pytest.approx(0, abs=1e-6) and float(mse(t, t)) == 0
+    assert float(kl(t, t)) == pytest.approx(0, abs=1e-6)
+    assert float(mse(t, t)) == 0

@@ -29,7 +29,8 @@ def test_sizes_are_those_of_the_literature(make, weights: int, biases: int) -> N
 def test_the_seed_fixes_the_initial_values_and_leaves_the_global_chance_alone() -> None:
     before = torch.random.get_rng_state()
     a, b, c = lenet300(1), lenet300(1), lenet300(2)
-    assert torch.equal(a.fc1.weight, b.fc1.weight) and not torch.equal(a.fc1.weight, c.fc1.weight)
+    assert torch.equal(a.fc1.weight, b.fc1.weight)
+    assert not torch.equal(a.fc1.weight, c.fc1.weight)
     assert torch.equal(before, torch.random.get_rng_state())
 
 

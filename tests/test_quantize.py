@@ -33,7 +33,8 @@ VALUES = hnp.arrays(np.float32, st.integers(2, 11), elements=st.floats(-4, 4, wi
 @given(VALUES, st.integers(1, 5))
 def test_kmeans_is_as_good_as_trying_everything(values: np.ndarray, count: int) -> None:
     levels = kmeans_levels(values, count)
-    assert len(levels) <= count and np.all(np.diff(levels) > 0)
+    assert len(levels) <= count
+    assert np.all(np.diff(levels) > 0)
     best = least_squared_error(values, min(count, len(values)))
     assert squared_error(values, levels) <= best + 1e-4 * (1 + best)
 
@@ -54,7 +55,8 @@ def test_kmeans_on_many_values_cannot_be_improved_by_lloyds_iterations() -> None
 @given(VALUES, st.integers(1, 8))
 def test_uniform_levels_are_equally_spaced_within_the_range(values: np.ndarray, count: int) -> None:
     levels = uniform_levels(values, count).astype(float)
-    assert values.min() <= levels.min() and levels.max() <= values.max()
+    assert values.min() <= levels.min()
+    assert levels.max() <= values.max()
     step = (float(values.max()) - float(values.min())) / count
     assert np.all(np.abs(values[:, None] - levels[None]).min(1) <= step / 2 + 1e-5)
 
@@ -85,7 +87,8 @@ def test_the_decoded_network_is_the_quantised_network() -> None:
     student = quantized.network(original)
     decoded = Quantized(decode(encode(quantized))).network(original)
     for (name, a), b in zip(student.state_dict().items(), decoded.state_dict().values(), strict=True):
-        assert a.dtype == b.dtype and torch.equal(a, b), name
+        assert a.dtype == b.dtype, name
+        assert torch.equal(a, b), name
     x = torch.randn(5, 2, 4, 4)
     assert torch.equal(student(x), decoded(x))
     for layer in weight_layers(student).values():
@@ -117,7 +120,7 @@ def test_another_networks_file_is_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize("wrong", [{"bits": 0}, {"bits": 17}, {"method": "magic"}, {"bits": {"fc1": 4}}])
 def test_wrong_arguments_are_named(wrong: dict) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"bits|magic"):
         quantize(lenet300(), **wrong)
 
 

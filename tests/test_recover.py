@@ -37,7 +37,8 @@ def test_divergence_falls_and_masks_hold_after_every_step() -> None:
         seen.append(all(bool((weight_of(network.get_submodule(n))[~m] == 0).all()) for n, m in masks.items()))
 
     recover(student, teacher, masks, 0, inputs=INPUTS, steps=200, batch=32, learning_rate=1e-2, after_step=check)
-    assert len(seen) == 200 and all(seen)
+    assert len(seen) == 200
+    assert all(seen)
     assert divergence(student, teacher) < 0.5 * before
     assert not student.training
 
