@@ -18,14 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp
 
-from delib.assess import Divergence, kl
+from delib.assess import Divergence, soft_kl
 
 Values = dict[str, Tensor]
-
-
-def softened(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL of logits softened by 10: where the teacher is sure of its answer, plain KL is flat and says nothing of the rest."""
-    return kl(student, teacher, 10.0)
 
 
 def newton(
@@ -39,7 +34,7 @@ def newton(
     iterations: int = 30,
     damping: float = 1e-4,
     batch: int = 1000,
-    divergence: Divergence = softened,
+    divergence: Divergence = soft_kl,
 ) -> None:
     """Up to ``steps`` Gauss-Newton steps of all survivors towards the teacher's outputs, in place; the dead stay dead.
 

@@ -70,28 +70,39 @@ class Moments:
         return (self.apply(matrix) * matrix - 2 * matrix * self.cross).sum(1) + self.energy
 
 
+def weight_to_matrix(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A weight [rows, ...] as a matrix [rows, k], with the bias [rows], if there is one, as the last column."""
+    return weight.flatten(1).clone() if bias is None else torch.cat([weight.flatten(1), bias[:, None]], dim=1)
+
+
+def matrix_to_weight(matrix: Tensor, shape: torch.Size) -> Tensor:
+    """The weight, in its own shape, that a matrix [rows, k] with or without a bias column holds."""
+    return matrix[:, : math.prod(shape[1:])].reshape(shape)
+
+
 def matrix_of(layer: nn.Module) -> Tensor:
-    """A copy of the layer's weight as [rows, k], with the bias, if it has one, as the last column."""
-    weight = weight_of(layer).flatten(1)
-    bias = getattr(layer, "bias", None)
-    return weight.clone() if bias is None else torch.cat([weight, bias.detach()[:, None]], dim=1)
+    """A copy of the layer's weight and bias as ``weight_to_matrix`` gives it."""
+    return weight_to_matrix(weight_of(layer), bias_of(layer))
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """A layer's bias, without gradient tracking and sharing its memory; None if it has none."""
+    bias = layer.bias
+    return bias.detach() if isinstance(bias, Tensor) else None
 
 
 def put_matrix(layer: nn.Module, matrix: Tensor) -> None:
     """Write a matrix as ``matrix_of`` gives it back into the layer."""
-    weight = weight_of(layer)
-    k = weight[0].numel()
-    weight.copy_(matrix[:, :k].reshape(weight.shape))
-    if matrix.shape[1] > k:
-        bias = layer.bias
-        assert isinstance(bias, Tensor)
-        bias.detach().copy_(matrix[:, k])
+    weight, bias = weight_of(layer), bias_of(layer)
+    weight.copy_(matrix_to_weight(matrix, weight.shape))
+    if bias is not None:
+        bias.copy_(matrix[:, -1])
 
 
 def with_bias(mask: Tensor, layer: nn.Module) -> Tensor:
     """A weight mask as [rows, k], the bias counted as a survivor."""
-    mask = mask.flatten(1)
-    return mask if getattr(layer, "bias", None) is None else F.pad(mask, (0, 1), value=True)
+    bias = bias_of(layer)
+    return weight_to_matrix(mask, None if bias is None else torch.ones_like(bias, dtype=torch.bool))
 
 
 def unfolded(layer: nn.Module, inputs: Tensor) -> Tensor:
