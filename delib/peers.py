@@ -18,12 +18,12 @@ from delib.networks import weight_of
 from delib.refit import Moments, moments, refit
 from delib.supports import admm
 
-Peer = Callable[[Tensor, Tensor, float], Tensor]
+Peer = Callable[..., Tensor]  # (weight, gram, sparsity, damping=...) -> the sparse matrix
 
 DAMPING = 1e-2  # share of the diagonal's mean added to G (SparseGPT, section 3.3; ALPS, appendix B.1)
 
 
-def magnitude(weight: Tensor, gram: Tensor, sparsity: float) -> Tensor:
+def magnitude(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DAMPING) -> Tensor:
     """The smallest weights of the layer go (torch.nn.utils.prune.l1_unstructured)."""
     module = nn.Module()
     module.weight = nn.Parameter(weight.clone())
@@ -32,20 +32,20 @@ def magnitude(weight: Tensor, gram: Tensor, sparsity: float) -> Tensor:
     return module.weight.detach()
 
 
-def wanda(weight: Tensor, gram: Tensor, sparsity: float) -> Tensor:
+def wanda(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DAMPING) -> Tensor:
     """In each row the weights of least |w|·‖x‖ go (Sun et al. 2023, eq. 1 and section 3)."""
     scores = weight.abs() * gram.diagonal().sqrt().to(weight.dtype)
     dead = scores.topk(round(sparsity * weight.shape[1]), dim=1, largest=False).indices
     return weight.scatter(1, dead, 0.0)
 
 
-def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, block: int = 128) -> Tensor:
+def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DAMPING, block: int = 128) -> Tensor:
     """Columns from left to right: the mask of each block by w²/[H⁻¹]_jj², errors passed on (Frantar and Alistarh 2023).
 
     Algorithm 1 with U the upper Cholesky factor of H⁻¹, whose rows are the inverses of the remaining columns' Grams.
     """
     weight = weight.to(gram.dtype).clone()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram)))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram, damping)))
     factor = torch.linalg.cholesky(inverse, upper=True)
     for begin in range(0, weight.shape[1], block):
         end = min(begin + block, weight.shape[1])
@@ -59,36 +59,36 @@ def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, block: int = 128) -
     return weight
 
 
-def alps(weight: Tensor, gram: Tensor, sparsity: float) -> Tensor:
+def alps(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DAMPING) -> Tensor:
     """The support by ADMM with a rising penalty, then least squares on it (Meng et al. 2024, algorithms 1 and 2).
 
     The paper ends with ten steps of conjugate gradients; here the refit is exact, which can only lower the error.
     """
     problem = _itself(weight, gram)
-    support, _ = admm(problem, weight, weight.numel() - round(sparsity * weight.numel()), ridge=DAMPING)
-    return refit(problem, support, weight, DAMPING)
+    support, _ = admm(problem, weight, weight.numel() - round(sparsity * weight.numel()), ridge=damping)
+    return refit(problem, support, weight, damping)
 
 
-def exact_obs(weight: Tensor, gram: Tensor, sparsity: float) -> Tensor:
+def exact_obs(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DAMPING) -> Tensor:
     """One weight after another goes, all others compensating (Frantar and Alistarh 2022, section 4: ExactOBS).
 
     Each row is emptied one weight at a time; over all rows the cheapest removals are then carried out (the paper's
     global step). Repeated OBS updates end in the constrained optimum, so the values are a least-squares refit.
     """
-    order, losses = obs_traces(weight, gram)
+    order, losses = obs_traces(weight, gram, damping)
     counts = cheapest_prefixes(losses, round(sparsity * weight.numel()))
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
     support = rank >= counts[:, None]
-    return refit(_itself(weight, gram), support, weight, DAMPING)
+    return refit(_itself(weight, gram), support, weight, damping)
 
 
-def obs_traces(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+def obs_traces(weight: Tensor, gram: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
     """The order in which ExactOBS empties each row and the loss that each removal adds, both [rows, k].
 
     Removing weight j of a row costs w_j²/[H⁻¹]_jj; then w -= w_j/[H⁻¹]_jj · [H⁻¹]_j and H⁻¹ loses row and column j by one
     step of Gaussian elimination (ibid., lemma 1). The dead are dropped from H⁻¹ now and then to save work.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram)))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram, damping)))
     order = torch.empty(weight.shape, dtype=torch.long)
     losses = torch.empty(weight.shape, dtype=gram.dtype)
     for r, row in enumerate(weight.to(gram.dtype)):
@@ -149,8 +149,8 @@ def prune(network: nn.Module, inputs: Tensor, targets: Mapping[str, float], peer
     return student
 
 
-def _damped(gram: Tensor) -> Tensor:
-    extra = DAMPING * gram.diagonal().mean()
+def _damped(gram: Tensor, damping: float) -> Tensor:
+    extra = damping * gram.diagonal().mean()
     return gram + extra * torch.eye(len(gram), dtype=gram.dtype)
 
 
