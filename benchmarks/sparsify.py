@@ -62,7 +62,11 @@ def evolution(share: float, population: int, temperature: float = 0.1, recover: 
 METHODS: dict[str, Method] = {
     "magnitude": peer("magnitude", peers.DAMPING),
     "wanda": peer("wanda", peers.DAMPING),
-    **{f"{name}, damping {d}": peer(name, d) for name in ("sparsegpt", "alps", "exact_obs") for d in (peers.DAMPING, RIDGE)},
+    **{
+        f"{name}, damping {d}": peer(name, d)
+        for name in ("sparsegpt", "alps", "exact_obs")
+        for d in (peers.DAMPING, RIDGE)
+    },
     "evolution": evolution(share=1.0, population=16),
     "evolution + newton": evolution(share=0.5, population=8, recover=True),
 }
@@ -82,7 +86,9 @@ def main() -> None:
         chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[: options.images]
         inputs = data.train.images[chosen]
         answers = predict(network, data.validation.images)
-        rows.append({"method": "teacher", "seed": seed, "accuracy": accuracy(network, data.test.images, data.test.labels)})
+        rows.append(
+            {"method": "teacher", "seed": seed, "accuracy": accuracy(network, data.test.images, data.test.labels)}
+        )
         for s in options.sparsities:
             for name in options.methods:
                 start = time.perf_counter()

@@ -1,4 +1,5 @@
-"""How sparse each layer should be when only the whole network's sparsity is given: layers trade zeros with each other."""
+"""How sparse each layer should be when only the whole network's sparsity is given: layers trade zeros with each
+other."""
 
 from __future__ import annotations
 
@@ -52,20 +53,23 @@ def allocate(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Sparsity targets of all weight layers whose zeros add up to ``sparsity`` of the weights; layers ``fixed`` keep theirs.
+    """Sparsity targets of all weight layers whose zeros add up to ``sparsity`` of the weights; layers ``fixed`` keep
+    theirs.
 
-    Every layer is sparsified alone to each of ``LEVELS`` and refitted. The start is the allocation of least total cost by
-    the layers' own errors. Then, for ``generations``, ``offspring`` mutants make one to three exchanges each, a layer
-    going one level up and others down as far as the budget allows; they compete by the network's divergence on fresh,
-    growing batches, and the parent joins the last round and stays unless beaten (EvoPress: Sieberling et al. 2024,
-    section 3). ``inputs`` are calibration inputs. Raises ValueError if the budget cannot be met.
+    Every layer is sparsified alone to each of ``LEVELS`` and refitted. The start is the allocation of least total cost
+    by the layers' own errors. Then, for ``generations``, ``offspring`` mutants make one to three exchanges each, a
+    layer going one level up and others down as far as the budget allows; they compete by the network's divergence on
+    fresh, growing batches, and the parent joins the last round and stays unless beaten (EvoPress: Sieberling et al.
+    2024, section 3). ``inputs`` are calibration inputs. Raises ValueError if the budget cannot be met.
     """
     layers = weight_layers(teacher)
     free = [name for name in layers if name not in (fixed or {})]
     sizes = {name: weight_of(layers[name]).numel() for name in layers}
     budget = round(sparsity * sum(sizes.values())) - sum(round(s * sizes[n]) for n, s in (fixed or {}).items())
     if not 0 <= budget <= LEVELS[-1] * sum(sizes[name] for name in free):
-        raise ValueError(f"layers {', '.join(free)} cannot hold the {budget} zeros that a sparsity of {sparsity} leaves them")
+        raise ValueError(
+            f"layers {', '.join(free)} cannot hold the {budget} zeros that a sparsity of {sparsity} leaves them"
+        )
     versions = {
         name: layer_versions(teacher, name, inputs, criterion, divergence)
         for name in tqdm(free, unit="layer", disable=not progress or in_batch())
@@ -171,7 +175,9 @@ def _fittest(
     return parent
 
 
-def _trimmed(levels: Levels, zeros: Mapping[str, Sequence[int]], sizes: Mapping[str, int], budget: int) -> dict[str, float]:
+def _trimmed(
+    levels: Levels, zeros: Mapping[str, Sequence[int]], sizes: Mapping[str, int], budget: int
+) -> dict[str, float]:
     """The levels as sparsities, the largest layers lowered a little so that the zeros meet the budget to the weight."""
     counts = {name: zeros[name][level] for name, level in levels.items()}
     excess = sum(counts.values()) - budget

@@ -31,8 +31,8 @@ def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
 def soft_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """``kl`` softened by 10, close to the squared difference of centred logits.
 
-    On images that the teacher was trained on it is sure of its answers; plain ``kl`` is flat there and says nothing about
-    the rest, so that what is chosen or fitted by it does not carry over to new images.
+    On images that the teacher was trained on it is sure of its answers; plain ``kl`` is flat there and says nothing
+    about the rest, so that what is chosen or fitted by it does not carry over to new images.
     """
     return kl(student, teacher, 10.0)
 

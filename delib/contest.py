@@ -45,10 +45,10 @@ def compensated(
 ) -> tuple[Tensor, Tensor]:
     """As ``uncompensated``, each set assessed with its survivors refitted; the divergences are the first round's.
 
-    The few sets of least error by the layer's moments are the finalists, together with the first set, the incumbent. They
-    meet in successive halving (Karnin, Koren and Somekh 2013): each round on the next, fresh and larger, of ``rounds``
-    (inputs and the teacher's answers), the better half goes on, and ties go to the incumbent. Several rounds, because
-    the least of many divergences on one batch is in good part luck.
+    The few sets of least error by the layer's moments are the finalists, together with the first set, the incumbent.
+    They meet in successive halving (Karnin, Koren and Somekh 2013): each round on the next, fresh and larger, of
+    ``rounds`` (inputs and the teacher's answers), the better half goes on, and ties go to the incumbent. Several
+    rounds, because the least of many divergences on one batch is in good part luck.
     """
     entries = prescreen(site, sets, FINALISTS)
     first = divergences = torch.stack([_divergence(suffix, entry, goal, divergence) for entry in entries])
@@ -65,7 +65,8 @@ def compensated(
 def prescreen(site: Site, sets: Tensor, finalists: int) -> list[Entry]:
     """The entries of least error after the refit, the first set always among them and at the front.
 
-    The errors are exact and come from the moments alone: the network is not run, and only ``finalists`` entries are held.
+    The errors are exact and come from the moments alone: the network is not run, and only ``finalists`` entries are
+    held.
     """
     matrix = site.matrix()
     best: list[Entry] = []
@@ -76,9 +77,7 @@ def prescreen(site: Site, sets: Tensor, finalists: int) -> list[Entry]:
     return best
 
 
-def growing(
-    inputs: Tensor, teacher: torch.nn.Module, batch: int, chance: torch.Generator
-) -> Rounds:
+def growing(inputs: Tensor, teacher: torch.nn.Module, batch: int, chance: torch.Generator) -> Rounds:
     """Random inputs and the teacher's answers to them: ``batch`` at first, twice as many each time, at most all."""
     while True:
         part = inputs[torch.randperm(len(inputs), generator=chance)[:batch]]

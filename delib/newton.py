@@ -5,9 +5,9 @@ o(θ + δ) ≈ o(θ) + J δ, the divergence is replaced by its second-order expa
 
     δ = argmin  gᵀ J δ + ½ δᵀ Jᵀ H J δ + ½ λ ‖δ‖²,        g, H: gradient and Hessian of the divergence in the outputs
 
-is found by conjugate gradients over the survivors, J never being formed (Martens 2010, section 4; Schraudolph 2002). It is
-a handful of least-squares problems on fixed calibration data rather than stochastic training, but it does use derivatives of
-the network, and results that contain it should say so.
+is found by conjugate gradients over the survivors, J never being formed (Martens 2010, section 4; Schraudolph 2002). It
+is a handful of least-squares problems on fixed calibration data rather than stochastic training, but it does use
+derivatives of the network, and results that contain it should say so.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def newton(
     """Up to ``steps`` Gauss-Newton steps of all survivors towards the teacher's outputs, in place; the dead stay dead.
 
     ``masks`` maps layer names to bool tensors in their weights' shape, True = survivor; other parameters are free.
-    The last tenth of ``inputs`` [n, ...], shuffled by ``seed``, is kept apart: a step is halved until the divergence there
-    falls, and the search ends where it does not. Defaults: on LeNet-300-100 three steps of 30 iterations bring nine
-    tenths of what ten would; ``damping`` λ is in units of the divergence. Raises ValueError if fewer than 10 inputs are given.
+    The last tenth of ``inputs`` [n, ...], shuffled by ``seed``, is kept apart: a step is halved until the divergence
+    there falls, and the search ends where it does not. Defaults: on LeNet-300-100 three steps of 30 iterations bring
+    nine tenths of what ten would; ``damping`` λ is in units of the divergence. Raises ValueError if fewer than 10
+    inputs are given.
     """
     if len(inputs) < 10:
         raise ValueError(f"the Gauss-Newton recovery needs at least 10 inputs, got {len(inputs)}")
@@ -70,7 +71,8 @@ def newton(
 
 
 class _Problem:
-    """The divergence on fixed inputs as a function of the network's parameters: value, gradient, Gauss-Newton product."""
+    """The divergence on fixed inputs as a function of the network's parameters: value, gradient, Gauss-Newton
+    product."""
 
     def __init__(
         self,
@@ -102,8 +104,7 @@ class _Problem:
         """∂ divergence / ∂ parameters, zero for the dead."""
 
         def pull(part: Tensor, goal: Tensor) -> Values:
-            outputs, back = vjp(self._outputs(part), values)
-            return back(grad(lambda o: self.divergence(o, goal))(outputs))[0]
+            return self._pull_back(part, values, grad(lambda o: self.divergence(o, goal)))
 
         return self._mean(pull)
 
@@ -111,12 +112,18 @@ class _Problem:
         """Jᵀ H J times a direction."""
 
         def product(part: Tensor, goal: Tensor) -> Values:
-            outputs, change = jvp(self._outputs(part), (values,), (direction,))
             slope = grad(lambda o: self.divergence(o, goal))
-            bent = jvp(slope, (outputs,), (change,))[1]
-            return vjp(self._outputs(part), values)[1](bent)[0]
+            pushed = jvp(self._outputs(part), (values,), (direction,))
+            bent = jvp(slope, (pushed[0],), (pushed[1],))[1]
+            return self._pull_back(part, values, lambda _: bent)
 
         return self._mean(product)
+
+    def _pull_back(self, part: Tensor, values: Values, slope: Callable[[Tensor], Tensor]) -> Values:
+        """Jᵀ times what ``slope`` makes of the outputs."""
+        pulled = vjp(self._outputs(part), values)
+        back: Values = pulled[1](slope(pulled[0]))[0]
+        return back
 
     def _mean(self, of: Callable[[Tensor, Tensor], Values]) -> Values:
         total = {name: torch.zeros_like(v) for name, v in self.free.items()}

@@ -1,8 +1,8 @@
 """The peers: other ways to sparsify a layer after training, written from their papers, for comparison with evolution.
 
-Each takes one layer's weight matrix [rows, k], the Gram matrix G = Σ x xᵀ [k, k] of its inputs and a sparsity, and gives
-the sparse matrix. ``prune`` applies one to a network layer by layer, each on the inputs that the already sparse layers
-before it deliver, as the papers do. Biases stay.
+Each takes one layer's weight matrix [rows, k], the Gram matrix G = Σ x xᵀ [k, k] of its inputs and a sparsity, and
+gives the sparse matrix. ``prune`` applies one to a network layer by layer, each on the inputs that the already sparse
+layers before it deliver, as the papers do. Biases stay.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def exact_obs(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DA
 def obs_traces(weight: Tensor, gram: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
     """The order in which ExactOBS empties each row and the loss that each removal adds, both [rows, k].
 
-    Removing weight j of a row costs w_j²/[H⁻¹]_jj; then w -= w_j/[H⁻¹]_jj · [H⁻¹]_j and H⁻¹ loses row and column j by one
-    step of Gaussian elimination (ibid., lemma 1). The dead are dropped from H⁻¹ now and then to save work.
+    Removing weight j of a row costs w_j²/[H⁻¹]_jj; then w -= w_j/[H⁻¹]_jj · [H⁻¹]_j and H⁻¹ loses row and column j by
+    one step of Gaussian elimination (ibid., lemma 1). The dead are dropped from H⁻¹ now and then to save work.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram, damping)))
     order = torch.empty(weight.shape, dtype=torch.long)
@@ -116,9 +116,11 @@ def _empty_row(row: Tensor, inverse: Tensor, order: Tensor, losses: Tensor, ever
 
 
 def cheapest_prefixes(losses: Tensor, removals: int) -> Tensor:
-    """How many weights of each row to remove so that ``removals`` in total add the least loss, rows going in order: [rows].
+    """How many weights of each row to remove so that ``removals`` in total add the least loss, rows going in order:
+    [rows].
 
-    A removal that is cheaper than one before it in its row is counted at the dearer price, since it needs that one first.
+    A removal that is cheaper than one before it in its row is counted at the dearer price, since it needs that one
+    first.
     """
     prices = losses.cummax(dim=1).values.flatten()
     chosen = torch.zeros_like(prices, dtype=torch.bool)

@@ -24,7 +24,8 @@ class Site:
     - ``alive``, a bool tensor in the weight's shape: which weights may survive (default: all);
     - ``survivors``, how many are to be left;
     - ``bias`` [out], if the layer has one;
-    - ``moments`` of the layer over the calibration inputs and ``importance`` [out], how strongly the network's divergence
+    - ``moments`` of the layer over the calibration inputs and ``importance`` [out], how strongly the network's
+    divergence
       reacts to an error of each output (default: all alike). Both are measured when first asked for.
     """
 
@@ -92,7 +93,8 @@ def activation(site: Site) -> Tensor:
 
 
 def hessian(site: Site) -> Tensor:
-    """√(w² H_jj): what zeroing a weight alone does to the divergence, to second order (LeCun, Denker and Solla 1989, eq. 5).
+    """√(w² H_jj): what zeroing a weight alone does to the divergence, to second order (LeCun, Denker and Solla 1989,
+    eq. 5).
 
     The diagonal of the Hessian is taken as importance of the output times Σ x² of the input (its Gauss-Newton
     approximation with both factors independent: Martens and Grosse 2015, section 3), so that it needs no labels.
@@ -119,10 +121,9 @@ def obs(site: Site) -> Tensor:
 
 
 def admm(site: Site) -> Tensor:
-    """How firmly sparse least squares with ``site.survivors`` weights holds on to each (ALPS: Meng et al. 2024, alg. 1)."""
-    _, strength = sparse_least_squares(
-        site.moments, site.matrix(), site.survivors, site.importance, site.support()
-    )
+    """How firmly sparse least squares with ``site.survivors`` weights holds on to each (ALPS: Meng et al. 2024, alg.
+    1)."""
+    _, strength = sparse_least_squares(site.moments, site.matrix(), site.survivors, site.importance, site.support())
 
     return _in_shape(strength.square(), site)
 

@@ -186,8 +186,9 @@ def _pieces(layer: nn.Module, x: Tensor, y: Tensor, width: int) -> Iterator[tupl
 def refit(moments: Moments, support: Tensor, matrix: Tensor, ridge: float = RIDGE) -> Tensor:
     """The survivors' values of least squared output error: [rows, k], zero outside ``support`` [rows, k].
 
-    Each row solves (G_SS + λ) w_S = c_S + λ w⁰_S with w⁰ the row of ``matrix``: damping pulls towards the present values,
-    not towards zero, and λ is ``ridge`` times the mean of G's diagonal. Rows of similar size are solved together.
+    Each row solves (G_SS + λ) w_S = c_S + λ w⁰_S with w⁰ the row of ``matrix``: damping pulls towards the present
+    values, not towards zero, and λ is ``ridge`` times the mean of G's diagonal. Rows of similar size are solved
+    together.
     """
     if int(support.sum(1).max()) > LARGE:
         return _refit_by_conjugate_gradients(moments, support, matrix, ridge)
@@ -227,7 +228,8 @@ def _sub_gram(moments: Moments, group: Tensor, columns: Tensor, alive: Tensor, d
 def _refit_by_conjugate_gradients(
     moments: Moments, support: Tensor, matrix: Tensor, ridge: float, steps: int = 40, tolerance: float = 1e-6
 ) -> Tensor:
-    """As ``refit``, for supports too large to factorise row by row: all rows at once, preconditioned by the diagonal."""
+    """As ``refit``, for supports too large to factorise row by row: all rows at once, preconditioned by the
+    diagonal."""
     start = matrix.to(moments.gram.dtype) * support
     diagonal = moments.gram.diagonal(dim1=1, dim2=2)
     extra = (ridge * diagonal.mean(1)).repeat_interleave(len(support) // moments.groups)[:, None]
@@ -277,15 +279,15 @@ def removal_costs(moments: Moments, support: Tensor, matrix: Tensor, ridge: floa
 def zeroing_changes(moments: Moments, matrix: Tensor, candidates: Tensor) -> Tensor:
     """By how much each candidate set would change the layer's squared output error, uncompensated: [population].
 
-    ``candidates`` [population, size] are flat indices into the layer's weight, without repeats within a set. Zeroing the
-    weights e of a row adds e G eᵀ + 2 e·(c - w G). Only entries of G between weights of one row and set are read, so the
-    cost depends on the size of the sets and not on the number of calibration inputs.
+    ``candidates`` [population, size] are flat indices into the layer's weight, without repeats within a set. Zeroing
+    the weights e of a row adds e G eᵀ + 2 e·(c - w G). Only entries of G between weights of one row and set are read,
+    so the cost depends on the size of the sets and not on the number of calibration inputs.
     """
     rows, k = matrix.shape
     width = k - moments.bias
     weights = matrix.to(moments.gram.dtype)
     slope = 2 * (moments.cross - moments.apply(weights))
-    population, size = candidates.shape
+    population = len(candidates)
     row, column = candidates // width, candidates % width
     line = (row + rows * torch.arange(population, device=row.device)[:, None]).flatten()  # one for each set and row
     order = line.argsort()

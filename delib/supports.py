@@ -29,9 +29,10 @@ def admm(
 
         W = (G + ρ)⁻¹ (C - V + ρ D)      D = the largest entries of W + V/ρ      V += ρ (W - D)
 
-    Only weights ``allowed`` [rows, k] may survive (all by default). ``row_weights`` s [rows] say how much an error of each output matters (all alike by default). The strength is
-    |W + V/ρ| at the end, in the scale in which weights were compared: larger means more worth keeping. The problem is
-    scaled to a unit diagonal of G; one eigendecomposition of each G makes every iteration two matrix products.
+    Only weights ``allowed`` [rows, k] may survive (all by default). ``row_weights`` s [rows] say how much an error of
+    each output matters (all alike by default). The strength is |W + V/ρ| at the end, in the scale in which weights were
+    compared: larger means more worth keeping. The problem is scaled to a unit diagonal of G; one eigendecomposition of
+    each G makes every iteration two matrix products.
     """
     problem = _Scaled(moments, matrix, row_weights, ridge)
     barred = torch.zeros_like(matrix, dtype=torch.bool) if allowed is None else ~allowed
@@ -77,7 +78,9 @@ class _Scaled:
 
     def solve(self, pull: Tensor, penalty: float) -> Tensor:
         """(G + ρ)⁻¹ (C + pull)."""
-        return (self.target + pull @ self.vectors) / (self.values[:, None, :] + penalty) @ self.vectors.mT
+        rotated = (self.target + pull @ self.vectors) / (self.values[:, None, :] + penalty)
+        solution: Tensor = rotated @ self.vectors.mT
+        return solution
 
 
 def _largest(values: Tensor, counted: Tensor, survivors: int) -> Tensor:

@@ -31,7 +31,10 @@ LAYERS = {
     "conv2d": (lambda: nn.Conv2d(4, 6, 3, padding=1), (3, 4, 6, 5)),
     "conv2d same": (lambda: nn.Conv2d(2, 3, (2, 3), padding="same", bias=False), (3, 2, 6, 5)),
     "conv2d grouped": (lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2, dilation=2, padding=2), (3, 4, 9, 8)),
-    "conv2d depthwise, reflected": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4, padding_mode="reflect"), (3, 4, 7, 7)),
+    "conv2d depthwise, reflected": (
+        lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4, padding_mode="reflect"),
+        (3, 4, 7, 7),
+    ),
     "conv3d": (lambda: nn.Conv3d(2, 3, 2, padding=1), (2, 2, 4, 3, 5)),
 }
 
