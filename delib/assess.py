@@ -159,6 +159,8 @@ def importance(network: nn.Module, layer: nn.Module, inputs: Tensor, divergence:
             answer = network(inputs.clone().requires_grad_())
     finally:
         hook.remove()
+    if not outputs:
+        raise ValueError("the layer is never called by the network's forward pass")
     with torch.no_grad():
         goal = network(inputs)
     with torch.enable_grad():

@@ -13,7 +13,7 @@ from delib.networks import predict
 from delib.propose import Site
 from delib.refit import matrix_of, put_matrix, refit
 
-FINALISTS = 4  # candidates that the network itself assesses; on LeNet-300-100 more finalists win nothing measurable
+FINALISTS = 4  # candidates that the network itself assesses, in two rounds
 
 
 Rounds = Iterator[tuple[Tensor, Tensor]]

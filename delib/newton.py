@@ -12,6 +12,7 @@ derivatives of the network, and results that contain it should say so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -33,16 +34,18 @@ def newton(
     steps: int = 3,
     iterations: int = 30,
     damping: float = 1e-4,
-    batch: int = 1000,
+    curved: float = 0.25,
+    batch: int = 500,
     divergence: Divergence = soft_kl,
 ) -> None:
     """Up to ``steps`` Gauss-Newton steps of all survivors towards the teacher's outputs, in place; the dead stay dead.
 
     ``masks`` maps layer names to bool tensors in their weights' shape, True = survivor; other parameters are free.
     The last tenth of ``inputs`` [n, ...], shuffled by ``seed``, is kept apart: a step is halved until the divergence
-    there falls, and the search ends where it does not. Defaults: on LeNet-300-100 three steps of 30 iterations bring
-    nine tenths of what ten would; ``damping`` λ is in units of the divergence. Raises ValueError if fewer than 10
-    inputs are given.
+    there falls, and the search ends where it does not. The gradient is taken on all other inputs, the curvature on the
+    share ``curved`` of them, which saves most of the time (Martens 2010, section 4.6). Defaults: on LeNet-300-100 at
+    98%, six steps lower the divergence on held-out images by 1% more than three do, and a tenfold ``damping`` λ (in
+    units of the divergence) changes it as little. Raises ValueError if fewer than 10 inputs are given.
     """
     if len(inputs) < 10:
         raise ValueError(f"the Gauss-Newton recovery needs at least 10 inputs, got {len(inputs)}")
@@ -54,10 +57,11 @@ def newton(
     free = {name: torch.ones_like(v) for name, v in values.items()}
     free |= {f"{name}.weight": mask.to(values[f"{name}.weight"]) for name, mask in masks.items()}
     problem = _Problem(student, teacher, learn, batch, divergence, free)
+    bent = _Problem(student, teacher, learn[: math.ceil(curved * len(learn))], batch, divergence, free)
     judged = _Problem(student, teacher, judge, batch, divergence, free)
     best = judged.loss(values)
     for _ in range(steps):
-        delta = _conjugate_gradients(problem, values, iterations, damping)
+        delta = _conjugate_gradients(problem.gradient(values), bent, values, iterations, damping)
         for length in (1.0, 0.5, 0.25):
             trial = {name: v + length * delta[name] for name, v in values.items()}
             if (loss := judged.loss(trial)) < best:
@@ -112,9 +116,9 @@ class _Problem:
         """Jᵀ H J times a direction."""
 
         def product(part: Tensor, goal: Tensor) -> Values:
-            slope = grad(lambda o: self.divergence(o, goal))
             pushed = jvp(self._outputs(part), (values,), (direction,))
-            bent = jvp(slope, (pushed[0],), (pushed[1],))[1]
+            slope = grad(lambda o: self.divergence(o, goal))
+            bent = grad(lambda o: (slope(o) * pushed[1]).sum())(pushed[0])  # H is symmetric
             return self._pull_back(part, values, lambda _: bent)
 
         return self._mean(product)
@@ -133,9 +137,11 @@ class _Problem:
         return {name: value * self.free[name] for name, value in total.items()}
 
 
-def _conjugate_gradients(problem: _Problem, values: Values, iterations: int, damping: float) -> Values:
+def _conjugate_gradients(
+    gradient: Values, problem: _Problem, values: Values, iterations: int, damping: float
+) -> Values:
     """The step δ with (JᵀHJ + λ) δ = -gradient, from zero."""
-    residual = {name: -g for name, g in problem.gradient(values).items()}
+    residual = {name: -g for name, g in gradient.items()}
     delta = {name: torch.zeros_like(v) for name, v in values.items()}
     direction, strength = residual, _dot(residual, residual)
     enough = 1e-8 * strength

@@ -20,7 +20,7 @@ from delib.supports import admm
 
 Peer = Callable[..., Tensor]  # (weight, gram, sparsity, damping=...) -> the sparse matrix
 
-DAMPING = 1e-2  # share of the diagonal's mean added to G (SparseGPT, section 3.3; ALPS, appendix B.1)
+DAMPING = 1e-2  # share of the diagonal's mean added to G, the default of SparseGPT's and ALPS's own code
 
 
 def magnitude(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DAMPING) -> Tensor:

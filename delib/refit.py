@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 from delib.networks import weight_of
 
-# Added to the Gram matrix's diagonal, as a share of the diagonal's mean: SparseGPT and ALPS take 1e-2 for language
-# models; on the networks here validation divergence is flat between 1e-4 and 1e-2.
+# Added to the Gram matrix's diagonal, as a share of the diagonal's mean. SparseGPT and ALPS take 1e-2 for language
+# models; on LeNet-300-100 the divergence on held-out images changes by less than a tenth between 1e-4 and 1e-2.
 RIDGE = 1e-3
 PIECE = 1 << 24  # numbers in the largest temporary array: 64 MB in float32
 LARGE = 150  # supports larger than this are refitted by conjugate gradients, faster by then than Cholesky factors
@@ -162,8 +162,9 @@ def moments(student: nn.Module, teacher: nn.Module, name: str, inputs: Tensor, b
     for part in inputs.split(batch):
         ours: list[tuple[Tensor, Tensor]] = []
         theirs: list[tuple[Tensor, Tensor]] = []
-        with _recorded(layer, ours), _recorded(model, theirs):
+        with _recorded(layer, ours):
             student(part)
+        with _recorded(model, theirs):
             teacher(part)
         for (x, _), (_, y) in zip(ours, theirs, strict=True):
             for vectors, answers in _pieces(layer, x, y, groups * k):

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from delib.refit import RIDGE, Moments
 
-FIRST_PENALTY = 0.1  # ρ at the start, for a Gram matrix scaled to a unit diagonal (ALPS, section 3.2)
-CHECK = 3  # iterations between two looks at how much the support still changes (ibid.)
+FIRST_PENALTY = 0.1  # ρ at the start, for a Gram matrix scaled to a unit diagonal (as ALPS starts)
+CHECK = 3  # iterations between two looks at how much the support still changes (ditto)
 
 
 @torch.no_grad()
