@@ -123,7 +123,7 @@ def measure(network: nn.Module, name: str, inputs: Tensor, share: float, candida
     chance = torch.Generator().manual_seed(0)
     size = max(1, round(share * weight.numel()))
     sets = torch.stack([torch.randperm(weight.numel(), generator=chance)[:size] for _ in range(candidates)])
-    few = sets[: max(2, min(candidates, 4))]
+    few = sets[:2]
     seen: list[Tensor] = []
     with_hook = layer.register_forward_hook(lambda *call: seen.append(call[2]))
     goal = network(inputs)
@@ -160,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", default=list(CASES))
     parser.add_argument("--share", type=float, default=0.05, help="a candidate's share of the layer's weights")
+    parser.add_argument("--images", type=int, help="images a candidate is assessed on (default: 256, YOLOv3-tiny 16)")
     parser.add_argument("--candidates", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=1.0, help="the least time for which each rate is measured")
     options = parser.parse_args()
@@ -167,13 +168,13 @@ def main() -> None:
     for case in options.networks:
         make, shape = CASES[case]
         torch.manual_seed(0)
-        network, inputs = make().eval(), torch.rand(shape)
+        network, inputs = make().eval(), torch.rand(options.images or shape[0], *shape[1:])
         rows = []
         for name in weight_layers(network):
             rows.append(measure(network, name, inputs, options.share, options.candidates, options.seconds))
             print(case, rows[-1], file=sys.stderr)
         results[case] = {
-            "images": shape[0],
+            "images": len(inputs),
             "output_speedup": geometric_mean([row["output_speedup"] for row in rows]),
             "layer_speedup": geometric_mean([row["layer_speedup"] for row in rows]),
             "largest_output_difference": max(row["output_difference"] for row in rows),
