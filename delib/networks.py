@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -44,6 +47,74 @@ def lenet5(seed: int = 0) -> nn.Sequential:
             relu1=nn.ReLU(),
             fc2=nn.Linear(500, 10),
         )
+
+
+def vgg(seed: int = 0) -> nn.Sequential:
+    """A VGG-like network for small images: 3 x 3 convolutions in three stages, no normalisation, 2,412,376 weights.
+
+    Takes images [n, 1, 28, 28], gives logits [n, 10] (after Simonyan and Zisserman 2014, section 2.1, scaled down).
+    """
+    layers: dict[str, nn.Module] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for i, (before, after) in enumerate(pairwise([1, 24, 48, 96, 96, 192, 192]), start=1):
+            layers |= {f"conv{i}": nn.Conv2d(before, after, 3, padding=1), f"relu{i}": nn.ReLU()}
+            if i in (1, 2, 4):
+                layers[f"pool{i}"] = nn.MaxPool2d(2)
+        layers |= {"flatten": nn.Flatten(), "fc1": nn.Linear(1728, 1024), "relu7": nn.ReLU()}
+        return _named(**layers, fc2=nn.Linear(1024, 10))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with batch norm, added to their input (He et al. 2015, section 3.3)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
+        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+        self.skip: nn.Module = nn.Identity()
+        if before != after or stride != 1:
+            self.skip = _named(conv=nn.Conv2d(before, after, 1, stride, bias=False), bn=nn.BatchNorm2d(after))
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(inner + self.skip(x))  # type: ignore[no-any-return]
+
+
+def resnet(seed: int = 0) -> nn.Sequential:
+    """A small residual network with batch norm: three blocks of 32, 64 and 128 channels, 306,720 weights.
+
+    Takes images [n, 1, 28, 28], gives logits [n, 10].
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _named(
+            conv=nn.Conv2d(1, 32, 3, 2, 1, bias=False),
+            bn=nn.BatchNorm2d(32),
+            relu=nn.ReLU(),
+            block1=ResidualBlock(32, 32, 1),
+            block2=ResidualBlock(32, 64, 2),
+            block3=ResidualBlock(64, 128, 2),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(128, 10),
+        )
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy, in evaluation mode, that computes the same without batch norm: scale and shift go into the convolution.
+
+    A norm is folded where it is registered right behind a convolution in the same module, as in ``resnet``. Zeros stay
+    zeros, and a file needs one bias a channel instead of four statistics.
+    """
+    folded = copy.deepcopy(network).eval()
+    for parent in list(folded.modules()):
+        for (name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    return folded
 
 
 def _named(**modules: nn.Module) -> nn.Sequential:

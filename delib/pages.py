@@ -53,7 +53,8 @@ def read_page(executed: Path) -> Page:
         raise ValueError(f"{executed.name} loads {outside[1][:80]}; embed it, the report must work without a network")
     covers = [_outputs(c) for c in cells if "cover" in c["metadata"].get("tags", [])]
     picture = PICTURE.search("".join(covers)) or PICTURE.search(body)
-    return Page(executed.stem, title, Prose().markdown(intro), body, renderer.headings, picture[0] if picture else "")
+    shown = picture[0] if picture else ""
+    return Page(executed.stem, _plain(Prose().markdown(title)), Prose().markdown(intro), body, renderer.headings, shown)
 
 
 class Prose(IPythonRenderer):
@@ -69,12 +70,16 @@ class Prose(IPythonRenderer):
 
     def heading(self, text: str, level: int, **attrs: Any) -> str:
         """A heading with an id; those of level 2 go to the table of contents."""
-        plain = unescape(re.sub(r"<[^>]+>", "", text))
+        plain = _plain(text)
         slug = re.sub(r"\W+", "-", plain.lower()).strip("-")
         slug = slug if slug not in dict(self.headings) else f"{slug}-{len(self.headings)}"
         if level == 2:
             self.headings.append((slug, plain))
         return f'<h{level} id="{slug}">{text}</h{level}>\n'
+
+    def inline_html(self, html: str) -> str:
+        """A tag within a sentence as it stands; the base class would close each one at once to embed images."""
+        return str(super().inline_html(html)) if html.startswith("<img") else html
 
     def block_math(self, body: str) -> str:
         """A formula of its own line."""
@@ -92,9 +97,17 @@ class Prose(IPythonRenderer):
 def mathml(latex: str, display: str) -> str:
     """LaTeX as MathML; as its own source, marked, where latex2mathml cannot read it."""
     try:
-        return convert(latex.strip(), display=display)
+        converted: str = convert(latex.strip(), display=display)
     except Exception:  # latex2mathml raises many kinds of its own
+        converted = "\\"
+    # Commands that it does not know, and alignments that it does not see, it passes through as text.
+    if "\\" in converted or ">&<" in converted:
         return f'<code class="latex">{escape(latex.strip())}</code>'
+    return converted
+
+
+def _plain(html: str) -> str:
+    return unescape(re.sub(r"<[^>]+>", "", html)).strip()
 
 
 def _opening(cells: list[dict[str, Any]], name: str) -> tuple[str, str]:

@@ -48,9 +48,12 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
     if len(tagged) != 1:
         raise ValueError(f"{notebook.name}: has {len(tagged)} cells tagged `parameters`, needs exactly one")
     source = tagged[0]["source"]
-    comments = _comments(source)
+    try:
+        statements, comments = ast.parse(source).body, _comments(source)
+    except SyntaxError as error:
+        raise ValueError(f"{notebook.name}: the parameters cell is not Python ({error.msg})") from None
     parameters = {}
-    for statement in ast.parse(source).body:
+    for statement in statements:
         line = f"{notebook.name}: `{(ast.get_source_segment(source, statement) or '').splitlines()[0]}`"
         name, value = _assignment(statement, line)
         if not (comment := comments.get(statement.end_lineno or 0, "")):

@@ -40,7 +40,7 @@ def kmeans_levels(values: NDArray[np.floating], count: int) -> Levels:
     starts = np.unique(np.linspace(0, len(ordered), min(len(ordered), EXACT), endpoint=False).astype(np.int64))
     edges = np.append(starts, len(ordered))
     sums, squares = (np.concatenate([[0.0], np.cumsum(x)])[edges] for x in (ordered, ordered**2))
-    cuts = _best_cuts(edges, sums, squares, count)
+    cuts = np.unique(_best_cuts(edges, sums, squares, count))  # a cluster that helps no more is empty
     return np.unique((np.diff(sums[cuts]) / np.diff(edges[cuts])).astype(np.float32))
 
 

@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LITERALS = (bool, int, float, str, list, dict, type(None))
 RECORDED_PACKAGES = ("delib", "torch", "torchvision", "numpy", "constriction", "papermill")
 
 
@@ -103,6 +102,15 @@ def read_records(run: str | Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
+def _is_literal(value: Any) -> bool:
+    """Whether a value can have come from a parameters cell; an imported table of functions cannot."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_literal(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_literal, value))
+    return isinstance(value, (bool, int, float, str, type(None)))
+
+
 class Run:
     """One run of one notebook: collects metrics and data checksums, writes them with the circumstances.
 
@@ -115,7 +123,7 @@ class Run:
         self.parameters = {
             name: value
             for name, value in namespace.items()
-            if isinstance(value, LITERALS) and not name.startswith("_") and name not in ("In", "Out")
+            if not name.startswith("_") and name not in ("In", "Out") and _is_literal(value)
         }
         for name in ("profile", "seed"):
             if name not in self.parameters:

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from delib.datasets import Split, cache_folder
+from delib.datasets import Split
 from delib.records import atomic_path, in_batch
+from delib.sources import cache_folder
 
 
 def train(
@@ -42,32 +43,27 @@ def train(
     network.eval()
 
 
-def teacher(make: Callable[[int], nn.Module], data: Split, epochs: int, *, seed: int = 0) -> nn.Module:
+def teacher(
+    make: Callable[[int], nn.Module], data: Split, epochs: int, *, learning_rate: float = 0.1, seed: int = 0
+) -> nn.Module:
     """The network ``make(seed)``, trained on ``data`` for ``epochs``; from the cache where it was trained before.
 
-    The cache's key holds what determines the result: the network, the data's labels, epochs, seed, torch's version,
-    threads and this module's own code. A damaged cache file is trained anew.
+    The cache's key holds what determines the result: the network, the data's labels, epochs, learning rate,
+    seed, torch's version, threads and the code of ``train``. A damaged cache file is trained anew.
     """
     network = make(seed).eval()
-    path = _cached(make.__name__, network, data, epochs, seed)
+    path = _cached(make.__name__, network, data, epochs, learning_rate, seed)
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError):
-        train(network, data, epochs, seed=seed)
+        train(network, data, epochs, learning_rate=learning_rate, seed=seed)
         with atomic_path(path) as temporary:
             save_file(network.state_dict(), temporary)
     return network.eval()
 
 
-def _cached(name: str, network: nn.Module, data: Split, epochs: int, seed: int) -> Path:
-    facts = [
-        str(network),
-        epochs,
-        seed,
-        len(data),
-        torch.__version__,
-        torch.get_num_threads(),
-        inspect.getsource(train),
-    ]
+def _cached(name: str, network: nn.Module, data: Split, epochs: int, learning_rate: float, seed: int) -> Path:
+    facts = [str(network), epochs, learning_rate, seed, len(data), torch.__version__, torch.get_num_threads()]
+    facts.append(inspect.getsource(train))
     digest = hashlib.sha256(json.dumps(facts).encode() + data.labels.numpy().tobytes()).hexdigest()[:16]
     return cache_folder() / "teachers" / f"{name}-{digest}.safetensors"

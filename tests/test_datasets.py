@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from delib.datasets import MNIST_FILES, DataUnavailable, FileSet, mnist, read_idx
+from delib.datasets import FASHION_CLASSES, FASHION_MNIST_FILES, MNIST_FILES, fashion_mnist, mnist, read_idx
+from delib.sources import DataUnavailable, FileSet
 
 CONTENT = {"a.bin": b"alpha", "b.bin": b"beta"}
 
@@ -109,3 +110,12 @@ def test_mnist_is_the_real_thing(monkeypatch) -> None:
     assert float(data.train.images.max()) == 1
     assert data.test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert data.checksums == MNIST_FILES.checksums
+
+
+def test_fashion_mnist_is_the_real_thing(monkeypatch) -> None:
+    monkeypatch.delenv("DELIB_DATA")
+    data = fashion_mnist()
+    assert (len(data.train), len(data.validation), len(data.test)) == (55_000, 5_000, 10_000)
+    assert data.test.labels.bincount().tolist() == [1000] * 10
+    assert len(FASHION_CLASSES) == 10
+    assert data.checksums == FASHION_MNIST_FILES.checksums

@@ -1,0 +1,172 @@
+"""Photos and what is labelled on them: any folder of images, with YOLO's text labels beside it where there are some."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from delib.records import write_bytes
+from delib.sources import DataUnavailable, cache_folder, download
+
+# COCO's 80 classes, numbered as in the labels of YOLO networks.
+# fmt: off
+CLASSES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)
+# fmt: on
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_LABEL_BYTES = 4 << 20
+MAX_ZIP_BYTES = 256 << 20
+COCO128_URL = "https://github.com/ultralytics/assets/releases/download/v0.0.0/coco128.zip"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The objects on one photo: ``boxes`` [n, 4] as left, top, right, bottom and ``classes`` [n].
+
+    Coordinates are shares of the photo's width and height. ``polygons`` holds each object's outline [points, 2],
+    and is empty where only boxes are known.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    polygons: list[np.ndarray] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image file, the boxes labelled on it and the outlines labelled on it; None where nothing was labelled."""
+
+    path: Path
+    boxes: Labels | None = None
+    outlines: Labels | None = None
+
+    def read(self) -> Tensor:
+        """The pixels, uint8 RGB [3, height, width], upright. Raises ValueError if it is not an image."""
+        try:
+            with Image.open(self.path) as image:
+                # exif_transpose: cameras store photos lying on their side and note it.
+                return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{self.path}: not an image that can be read ({error}); remove or replace it") from None
+
+
+def photos(folder: str | Path, limit: int | None = None) -> list[Photo]:
+    """The images in ``folder`` and below, by name, at most ``limit``, with their labels.
+
+    Labels are looked for where YOLO keeps them: for ``…/images/…/x.jpg`` in ``…/labels/…/x.txt`` (boxes) and
+    ``…/labels-seg/…/x.txt`` (outlines). Where such a folder exists, an image without a file has no objects.
+    Raises ValueError if there is no image, or a label file is not what it should be.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; name one that holds images")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not paths:
+        raise ValueError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return [Photo(p, _labels_of(p, "labels"), _labels_of(p, "labels-seg")) for p in paths[:limit]]
+
+
+def _labels_of(image: Path, kind: str) -> Labels | None:
+    parts = list(image.absolute().parts)
+    if "images" not in parts:
+        return None
+    parts[len(parts) - 1 - parts[::-1].index("images")] = kind
+    path = Path(*parts).with_suffix(".txt")
+    if path.is_file():
+        return read_labels(path)
+    return Labels(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)) if path.parent.is_dir() else None
+
+
+def read_labels(path: Path) -> Labels:
+    """A YOLO label file: a line ``class x y width height`` for every object, or ``class x1 y1 x2 y2 x3 y3 …``.
+
+    Coordinates are shares of the photo's size; x and y of a box are its centre. Raises ValueError, naming the line,
+    where it is neither.
+    """
+    if path.stat().st_size > MAX_LABEL_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_LABEL_BYTES} bytes, so not a label file; remove it")
+    boxes, classes, polygons = [], [], []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            values = np.array(line.split(), dtype=float)
+        except ValueError:
+            values = np.full(5, np.nan)
+        if not len(values):
+            continue
+        good = np.isfinite(values).all() and (len(values) == 5 or (len(values) >= 7 and len(values) % 2 == 1))
+        if not good or not 0 <= values[0] < 1 << 15 or np.abs(values[1:]).max() > 2:
+            raise ValueError(f"{path}, line {number}: expected a class and relative coordinates; mend or remove it")
+        classes.append(int(values[0]))
+        if len(values) == 5:
+            x, y, w, h = values[1:]
+            boxes.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+        else:
+            polygons.append(values[1:].reshape(-1, 2).astype(np.float32))
+            boxes.append([*polygons[-1].min(0), *polygons[-1].max(0)])
+    if polygons and len(polygons) != len(boxes):
+        raise ValueError(f"{path}: mixes boxes and outlines; keep one kind")
+    return Labels(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(classes).long(), polygons)
+
+
+def sample_photos() -> list[Photo]:
+    """The two photos that come with ultralytics, a street and a football coach, found without importing it.
+
+    Raises DataUnavailable if ultralytics is not installed.
+    """
+    spec = importlib.util.find_spec("ultralytics")
+    folder = Path(spec.origin).parent / "assets" if spec and spec.origin else Path()
+    paths = [folder / name for name in ("bus.jpg", "zidane.jpg")]
+    if not all(path.is_file() for path in paths):
+        raise DataUnavailable("the sample photos come with ultralytics; install it, or name a folder of images")
+    return [Photo(path) for path in paths]
+
+
+def coco128() -> Path:
+    """COCO128, the first 128 photos of COCO train2017 with boxes, as ultralytics publishes it; fetched once.
+
+    Its publisher gives no checksum: what arrives over https is taken, and its digest belongs in the run's record.
+    Raises DataUnavailable if it is not there and cannot be fetched.
+    """
+    folder = cache_folder() / "coco128"
+    if not (folder / "complete").is_file():
+        try:
+            _unpack_images(download(COCO128_URL), folder)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataUnavailable(
+                f"coco128: {str(error).splitlines()[0][:100]}; connect and try again, "
+                f"or name any folder of photos instead"
+            ) from error
+    return folder
+
+
+def _unpack_images(archive: bytes, folder: Path) -> None:
+    """Images and labels of a zip archive, by their names alone: ``images/x.jpg``, ``labels/x.txt``."""
+    kinds = {".jpg": "images", ".txt": "labels"}
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        entries = [e for e in files.infolist() if Path(e.filename).suffix in kinds and "train2017" in e.filename]
+        if sum(entry.file_size for entry in entries) > MAX_ZIP_BYTES:
+            raise ValueError("the archive unpacks to more than it should")
+        for entry in entries:
+            name = Path(entry.filename).name
+            write_bytes(folder / kinds[Path(name).suffix] / name, files.read(entry))
+    write_bytes(folder / "complete", b"")

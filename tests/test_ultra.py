@@ -1,0 +1,127 @@
+"""Ultralytics' networks as plain modules: the same boxes as ultralytics decodes, masks, and no side effects."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from delib.coco import sample_photos
+from delib.detect import detect
+from delib.networks import weight_layers
+from delib.sources import DataUnavailable
+from delib.ultra import Ultra, load_ultra
+
+
+@pytest.fixture(scope="module")
+def network() -> Ultra:
+    return load_ultra("yolo11n-seg.yaml")
+
+
+def plain(name: str) -> torch.nn.Module:
+    """The same random network without delib's adaptor."""
+    from ultralytics.nn import tasks
+
+    kind = tasks.SegmentationModel if "-seg" in name else tasks.DetectionModel
+    torch.manual_seed(0)
+    return kind(tasks.yaml_model_load(name), verbose=False).eval()
+
+
+@pytest.mark.parametrize("name", ["yolo11n-seg.yaml", "yolov3-tinyu.yaml", "yolo26n.yaml"])
+def test_boxes_are_those_that_ultralytics_decodes(name: str) -> None:
+    adapted, images = load_ultra(name), torch.rand(2, 3, 64, 96)
+    reference = plain(name)
+    reference.model[-1].end2end = False  # compare what comes before its own choice of the best
+    with torch.no_grad():
+        boxes, scores = adapted.decode(adapted(images), (64, 96))
+        theirs = reference(images)[0]
+    theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+    x, y, w, h = theirs[:, :4].unbind(1)
+    expected = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1)
+    torch.testing.assert_close(boxes, expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(scores, theirs[:, 4 : 4 + scores.shape[2]].mT)
+
+
+def test_outputs_are_raw_in_both_modes(network: Ultra) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    shapes = [(1, 64, 84), (1, 80, 84), (1, 32, 84), (1, 32, 16, 16)]
+    with torch.no_grad():
+        assert [tuple(t.shape) for t in network.eval()(images)] == shapes
+        assert [tuple(t.shape) for t in network.train()(images)] == shapes
+    network.eval()
+    assert not network.model.model[0].training
+
+
+def test_the_fixed_convolution_is_no_weight_to_evolve(network: Ultra) -> None:
+    assert not [name for name in weight_layers(network) if "dfl" in name]
+
+
+def test_a_network_with_a_mask_head_brings_its_masks(network: Ultra) -> None:
+    head = network.model.model[-1]
+    for branch in head.cv3:  # random networks find nothing by themselves
+        torch.nn.init.constant_(branch[-1].bias, 1.0)
+    photo = sample_photos()[0].read()
+    (found,) = detect(network, [photo], size=(96, 96), limit=5)
+    assert network.has_masks
+    assert found.masks is not None
+    assert found.masks.shape == (len(found), 1080, 810)
+    assert len(found)
+    for mask, box in zip(found.masks, found.boxes, strict=True):
+        y, x = mask.nonzero(as_tuple=True)
+        if len(x):
+            assert x.min() >= box[0] - 1
+            assert x.max() <= box[2] + 1
+            assert y.min() >= box[1] - 1
+            assert y.max() <= box[3] + 1
+
+
+def test_a_checkpoint_is_read_back(tmp_path) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save({"model": plain("yolo11n.yaml"), "train_args": {}}, path)
+    adapted, reference, images = load_ultra(path), load_ultra("yolo11n.yaml"), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(adapted(images), reference(images), strict=True))
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("sprung",)
+
+
+def test_checkpoints_run_no_code(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Trap()}, tmp_path / "trap.pt")
+    with pytest.raises(ValueError, match=r"trap\.pt") as refusal:
+        load_ultra(tmp_path / "trap.pt")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_what_cannot_be_had_is_one_clear_line(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DELIB_DATA", str(tmp_path))
+    monkeypatch.setenv("DELIB_OFFLINE", "1")
+    (tmp_path / "junk.pt").write_bytes(b"hello" * 100)
+    cases = {
+        "yolov3u.pt": (DataUnavailable, "DELIB_OFFLINE"),
+        "yolov3.pt": (ValueError, "YOLOv3u"),
+        str(tmp_path / "none.pt"): (ValueError, "no such file"),
+        str(tmp_path / "junk.pt"): (ValueError, "not a checkpoint"),
+        "nosuch.yaml": (ValueError, "no such network"),
+        "yolo.onnx": (ValueError, "expected"),
+        "yolo11n-cls.yaml": (ValueError, "detection or -seg"),
+    }
+    for name, (kind, says) in cases.items():
+        with pytest.raises(kind, match=says) as refusal:
+            load_ultra(name)
+        assert "\n" not in str(refusal.value)
+
+
+def test_the_home_folder_is_left_alone(tmp_path) -> None:
+    code = "from delib.ultra import load_ultra; load_ultra('yolo11n.yaml')"
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("YOLO")}
+    environment |= {"HOME": str(home), "DELIB_DATA": str(tmp_path / "cache"), "MPLCONFIGDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    assert not list(home.rglob("*ltralytics*"))
