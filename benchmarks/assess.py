@@ -1,7 +1,7 @@
 """Candidates assessed a second, per layer, against the naive way: a full forward of the network for each candidate.
 
-Prints one JSON document. For every layer of LeNet-5, a small ResNet and a network of YOLOv3-tiny's topology (weights
-random, for speed does not depend on them), the same candidate sets of 5% of the layer's weights are measured
+Prints one JSON document. For every layer of LeNet-5, a small ResNet and YOLOv3-tiny (weights random, for speed does
+not depend on them), the same candidate sets of 5% of the layer's weights are measured
 
 - ``output``: the divergence at the network's outputs, naively and by ``Suffix`` (cached prefix). The same arithmetic:
   the difference is expected to be exactly zero.
@@ -22,73 +22,29 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from delib.assess import Suffix, assess, mse, tentatively_zeroed
-from delib.networks import lenet5, weight_layers, weight_of
+from delib.darknet import yolov3_tiny
+from delib.networks import lenet5, resnet, weight_layers, weight_of
 from delib.records import git_revision, package_versions
 from delib.refit import matrix_of, moments, zeroing_changes
 
 
-def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, batch norm and leaky ReLU, as darknet has them."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1)
-    )
-
-
-class YoloTiny(nn.Module):
-    """YOLOv3-tiny's topology: thirteen convolutions, 8,845,488 weights, two outputs (here joined to one tensor)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = [3, 16, 32, 64, 128, 256]
-        self.early = nn.ModuleList(convolution(i, o, 3) for i, o in pairwise(widths))
-        self.pool, self.shift = nn.MaxPool2d(2), nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1))
-        self.deep, self.deepest = convolution(256, 512, 3), convolution(512, 1024, 3)
-        self.neck = convolution(1024, 256, 1)
-        self.coarse = nn.Sequential(convolution(256, 512, 3), nn.Conv2d(512, 255, 1))
-        self.side, self.up = convolution(256, 128, 1), nn.Upsample(scale_factor=2)
-        self.fine = nn.Sequential(convolution(384, 256, 3), nn.Conv2d(256, 255, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.early[:4]:
-            x = self.pool(block(x))
-        route = self.early[4](x)
-        x = self.neck(self.deepest(self.shift(self.deep(self.pool(route)))))
-        coarse, fine = self.coarse(x), self.fine(torch.cat([self.up(self.side(x)), route], dim=1))
-        return torch.cat([coarse.flatten(1), fine.flatten(1)], dim=1)
-
-
-class Block(nn.Module):
-    """Two convolutions and a skip."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.first = convolution(inputs, outputs, 3, stride)
-        self.second = nn.Sequential(nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs))
-        plain = inputs == outputs and stride == 1
-        self.skip = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-        self.join = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        joined: Tensor = self.join(self.second(self.first(x)) + self.skip(x))
-        return joined
-
-
-def resnet() -> nn.Sequential:
-    """A small ResNet for 28 px images."""
-    blocks = [Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2)]
-    return nn.Sequential(convolution(1, 16, 3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+def squares(student: Any, teacher: Any) -> Tensor:
+    """The mean squared difference of one output, or the sum of those of several."""
+    if isinstance(student, Tensor):
+        return mse(student, teacher)
+    return torch.stack([mse(s, t) for s, t in zip(student, teacher, strict=True)]).sum()
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "lenet5": (lambda: lenet5(), (256, 1, 28, 28)),
+    "lenet5": (lenet5, (256, 1, 28, 28)),
     "resnet": (resnet, (256, 1, 28, 28)),
-    "yolov3-tiny": (YoloTiny, (16, 3, 416, 416)),
+    "yolov3-tiny": (yolov3_tiny, (16, 3, 416, 416)),
 }
 
 
@@ -102,7 +58,7 @@ def rate(run: Callable[[], Tensor], candidates: int, least: float) -> tuple[floa
 
 @torch.no_grad()
 def naive(
-    network: nn.Module, layer: nn.Module, sets: Tensor, inputs: Tensor, of: Callable[[Tensor, Tensor], Tensor]
+    network: nn.Module, layer: nn.Module, sets: Tensor, inputs: Tensor, of: Callable[[Any, Tensor], Tensor]
 ) -> Tensor:
     """``of`` (network's outputs, layer's outputs) after a full forward for each candidate set."""
     seen: list[Tensor] = []
@@ -129,10 +85,12 @@ def measure(network: nn.Module, name: str, inputs: Tensor, share: float, candida
     goal = network(inputs)
     with_hook.remove()
     own = seen[0].clone()
-    naive_rate, outputs = rate(lambda: naive(network, layer, few, inputs, lambda o, _: mse(o, goal)), len(few), least)
+    naive_rate, outputs = rate(
+        lambda: naive(network, layer, few, inputs, lambda o, _: squares(o, goal)), len(few), least
+    )
     changes = naive(network, layer, few, inputs, lambda _, z: (z - own).double().square().sum())
     with Suffix(network, layer, inputs) as suffix:
-        suffix_rate, by_suffix = rate(lambda: assess(suffix, few, goal, mse), len(few), least)
+        suffix_rate, by_suffix = rate(lambda: assess(suffix, few, goal, squares), len(few), least)
     start = time.perf_counter()
     sums = moments(network, copy.deepcopy(network), name, inputs, batch=len(inputs))
     setup = time.perf_counter() - start

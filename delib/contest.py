@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from delib.assess import Divergence, Suffix, assess
-from delib.networks import predict
 from delib.propose import Site
 from delib.refit import matrix_of, put_matrix, refit
 
 FINALISTS = 4  # candidates that the network itself assesses, in two rounds
 
 
-Rounds = Iterator[tuple[Tensor, Tensor]]
+Rounds = Iterator[tuple[Tensor, Any]]  # inputs, and the teacher's answers to them
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Entry:
 
 
 def uncompensated(
-    site: Site, sets: Tensor, suffix: Suffix, goal: Tensor, rounds: Rounds, divergence: Divergence
+    site: Site, sets: Tensor, suffix: Suffix, goal: Any, rounds: Rounds, divergence: Divergence
 ) -> tuple[Tensor, Tensor]:
     """The set whose tentative zeroing diverges least from the teacher, [size], and all divergences, [population]."""
     divergences = assess(suffix, sets, goal, divergence)
@@ -41,7 +41,7 @@ def uncompensated(
 
 @torch.no_grad()
 def compensated(
-    site: Site, sets: Tensor, suffix: Suffix, goal: Tensor, rounds: Rounds, divergence: Divergence
+    site: Site, sets: Tensor, suffix: Suffix, goal: Any, rounds: Rounds, divergence: Divergence
 ) -> tuple[Tensor, Tensor]:
     """As ``uncompensated``, each set assessed with its survivors refitted; the divergences are the first round's.
 
@@ -81,11 +81,13 @@ def growing(inputs: Tensor, teacher: torch.nn.Module, batch: int, chance: torch.
     """Random inputs and the teacher's answers to them: ``batch`` at first, twice as many each time, at most all."""
     while True:
         part = inputs[torch.randperm(len(inputs), generator=chance)[:batch]]
-        yield part, predict(teacher, part)
+        with torch.no_grad():
+            goal = teacher(part)
+        yield part, goal
         batch *= 2
 
 
-def _divergence(suffix: Suffix, entry: Entry, goal: Tensor, divergence: Divergence) -> Tensor:
+def _divergence(suffix: Suffix, entry: Entry, goal: Any, divergence: Divergence) -> Tensor:
     values = matrix_of(suffix.layer)
     put_matrix(suffix.layer, entry.matrix)
     try:

@@ -159,6 +159,7 @@ def evolve(
     goals = zero_goals(teacher, targets)
     if not 0 < share <= 1:
         raise ValueError(f"share must lie above 0 and up to 1, got {share}")
+    teacher.eval()
     contest = compensated if compensate else uncompensated
     evolved = Evolved.start(teacher, goals)
     student = evolved.student

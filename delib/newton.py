@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class _Problem:
             self.goals = [teacher(part) for part in self.parts]
         self.shares = [len(part) / len(inputs) for part in self.parts]
 
-    def _outputs(self, part: Tensor) -> Callable[[Values], Tensor]:
+    def _outputs(self, part: Tensor) -> Callable[[Values], Any]:
         return lambda values: functional_call(self.student, values, (part,))
 
     @torch.no_grad()
@@ -107,7 +108,7 @@ class _Problem:
     def gradient(self, values: Values) -> Values:
         """∂ divergence / ∂ parameters, zero for the dead."""
 
-        def pull(part: Tensor, goal: Tensor) -> Values:
+        def pull(part: Tensor, goal: Any) -> Values:
             return self._pull_back(part, values, grad(lambda o: self.divergence(o, goal)))
 
         return self._mean(pull)
@@ -115,21 +116,21 @@ class _Problem:
     def curvature(self, values: Values, direction: Values) -> Values:
         """Jᵀ H J times a direction."""
 
-        def product(part: Tensor, goal: Tensor) -> Values:
+        def product(part: Tensor, goal: Any) -> Values:
             pushed = jvp(self._outputs(part), (values,), (direction,))
             slope = grad(lambda o: self.divergence(o, goal))
-            bent = grad(lambda o: (slope(o) * pushed[1]).sum())(pushed[0])  # H is symmetric
+            bent = vjp(slope, pushed[0])[1](pushed[1])[0]  # H times the change of the outputs, for H is symmetric
             return self._pull_back(part, values, lambda _: bent)
 
         return self._mean(product)
 
-    def _pull_back(self, part: Tensor, values: Values, slope: Callable[[Tensor], Tensor]) -> Values:
+    def _pull_back(self, part: Tensor, values: Values, slope: Callable[[Any], Any]) -> Values:
         """Jᵀ times what ``slope`` makes of the outputs."""
         pulled = vjp(self._outputs(part), values)
         back: Values = pulled[1](slope(pulled[0]))[0]
         return back
 
-    def _mean(self, of: Callable[[Tensor, Tensor], Values]) -> Values:
+    def _mean(self, of: Callable[[Tensor, Any], Values]) -> Values:
         total = {name: torch.zeros_like(v) for name, v in self.free.items()}
         for part, goal, share in zip(self.parts, self.goals, self.shares, strict=True):
             for name, value in of(part, goal).items():
