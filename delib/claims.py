@@ -26,6 +26,8 @@ UNITS: dict[str, Callable[[float], str]] = {
     "seconds": lambda x: f"{x:.0f} s",
     "bytes": lambda x: f"{x:,.0f} bytes",
 }
+# Accuracies come as float32, and 0.98 - 0.975 is a little more than 0.005: beyond these decimals is only noise.
+DECIMALS = 6
 NOT_MEASURED, REACHED, NOT_REACHED = "not measured in this profile", "reached", "not reached"
 
 
@@ -46,7 +48,8 @@ class Claim:
         """One of ``REACHED``, ``NOT_REACHED``, ``NOT_MEASURED``."""
         if self.measured is None:
             return NOT_MEASURED
-        return REACHED if COMPARISONS[self.comparison][1](self.measured, self.threshold) else NOT_REACHED
+        measured = round(self.measured, DECIMALS)
+        return REACHED if COMPARISONS[self.comparison][1](measured, self.threshold) else NOT_REACHED
 
     @property
     def shown(self) -> str:

@@ -47,7 +47,12 @@ def run(
     """Run one notebook. With -p, results go to reports/<profile>-custom unless --into names another folder."""
     from delib import runner
 
-    given = dict(pair.split("=", 1) for pair in parameter or [])
+    given = {}
+    for pair in parameter or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"`{pair}` has no value; write -p {pair} VALUE")
+        given[name] = value
     result = runner.run(notebook, profile, given, into=into, text=True, force=force)
     typer.echo(f"{'up to date' if result.reused else 'done'}: {result.notebook}")
     typer.echo(f"record: {result.record}")
@@ -62,10 +67,13 @@ def report(
     """Run what changed of all notebooks, then compile reports/<profile>/index.html and print its path."""
     from delib import report, runner
 
-    for notebook in runner.notebooks():
+    for notebook in runner.sequence():
         typer.echo(f"{notebook.stem} ({profile}) … ", nl=False, err=True)
-        result = runner.run(notebook, profile, force=force)
-        typer.echo("up to date" if result.reused else "done", err=True)
+        outcome = "stopped"
+        try:
+            outcome = "up to date" if runner.run(notebook, profile, force=force).reused else "done"
+        finally:
+            typer.echo(outcome, err=True)
     index = report.compile_report(profile)
     typer.echo(str(index))
     if show:

@@ -12,8 +12,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import PercentFormatter
 
 Array = Any  # whatever numpy turns into an array: lists, arrays, tensors on the CPU
@@ -135,7 +135,10 @@ def curves(
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = "", percent: bool = False) -> Figure:
-    """Bars: for every outer name a group, within it one bar an inner name; the bar named ``highlight`` stands out."""
+    """Bars: for every outer name a group, within it one bar an inner name, none where a group lacks that name.
+
+    In a single group the bar named ``highlight`` stands out.
+    """
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     single = len(groups) == 1
     with house_style():
@@ -145,7 +148,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = 
             colour = (VERMILION if name == highlight else BLUE) if single else PALETTE[i]
             at = [i] if single else np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
             hatch = "//" if (name == highlight if single else i % 2) else None
-            heights = [group[name] for group in groups.values()]
+            heights = [group.get(name, math.nan) for group in groups.values()]
             axis.bar(at, heights, width, color=colour, hatch=hatch, edgecolor="white", label=None if single else name)
         axis.set_xticks(range(len(names) if single else len(groups)), names if single else list(groups))
         axis.set_ylabel(y)
@@ -165,12 +168,12 @@ def classified(images: Array, read: Array, true: Array, *, columns: int = 12, ti
         figure, axes = plt.subplots(rows, columns, figsize=(tile * columns, (tile + 0.22) * rows), squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
-        for axis, image, got, label in zip(axes.flat, images, read, true, strict=False):
+        for axis, image, got, label in zip(axes.flat, images, np.asarray(read), np.asarray(true), strict=False):
             axis.set_axis_on()
             axis.set(xticks=[], yticks=[])
             axis.grid(visible=False)
             wrong = str(got) != str(label)
-            axis.imshow(image, cmap="gray_r" if not wrong else "Oranges")
+            axis.imshow(np.asarray(image), cmap="gray_r" if not wrong else "Oranges")
             for spine in axis.spines.values():
                 spine.set(visible=True, color=VERMILION if wrong else "0.8", linewidth=3 if wrong else 0.8)
             axis.set_title(f"{got} → {label} ✗" if wrong else str(got), fontsize=11, loc="center", pad=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from html import escape, unescape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,9 @@ from delib.parameters import read_cells
 from delib.records import project_root
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# Elements that would load something; links that a reader follows are fine.
-LOADING = re.compile(
-    r"<(?:img|script|iframe|link|source|video|audio|embed|object)\b[^>]*?\s(?:src|href|data)\s*=\s*"
-    r"""["']?(?!data:|#)([^"'\s>]+)"""
-)
+# Attributes by which elements load something; links that a reader follows are fine.
+LOADING = {"src", "srcset", "poster", "background", "data", "xlink:href"}
+LINKING = {"link", "use", "image", "feimage"}
 PICTURE = re.compile(r'<img\b[^>]*\bsrc="data:image/[^>]*>')
 
 
@@ -43,18 +42,44 @@ class Page:
 
 
 def read_page(executed: Path) -> Page:
-    """An executed notebook as a page. Raises ValueError, naming what, if it would load anything from elsewhere."""
-    cells = read_cells(executed)
+    """An executed notebook as a page. Raises ValueError if it is broken or would load anything from elsewhere."""
+    try:
+        return _page(executed, read_cells(executed))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{executed}: a broken notebook ({error!r}); delete it and run it again") from None
+
+
+def _page(executed: Path, cells: list[dict[str, Any]]) -> Page:
     title, intro = _opening(cells, executed.stem)
     renderer = Prose(project_root() / "notebooks")
     body = "\n".join(_cell(cell, renderer) for cell in cells)
     body = re.sub(r'href="([\w./-]+)\.ipynb"', r'href="\1.html"', body)
-    if outside := LOADING.search(body):
-        raise ValueError(f"{executed.name} loads {outside[1][:80]}; embed it, the report must work without a network")
+    if outside := loaded(body):
+        raise ValueError(f"{executed.name} loads {outside[0][:80]}; embed it, the report must work without a network")
     covers = [_outputs(c) for c in cells if "cover" in c["metadata"].get("tags", [])]
     picture = PICTURE.search("".join(covers)) or PICTURE.search(body)
-    shown = picture[0] if picture else ""
-    return Page(executed.stem, _plain(Prose().markdown(title)), Prose().markdown(intro), body, renderer.headings, shown)
+    plain_title, intro = _plain(Prose().markdown(title)), Prose().markdown(intro)
+    return Page(executed.stem, plain_title, intro, body, renderer.headings, picture[0] if picture else "")
+
+
+class _Loads(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            loads = name in LOADING or (name == "href" and tag in LINKING)
+            if loads and value and not value.lower().startswith(("data:", "#")):
+                self.found.append(value)
+
+
+def loaded(html: str) -> list[str]:
+    """Addresses that the elements of a page would load by themselves."""
+    parser = _Loads()
+    parser.feed(html)
+    parser.close()
+    return parser.found
 
 
 class Prose(IPythonRenderer):

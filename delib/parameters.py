@@ -33,7 +33,7 @@ def read_cells(notebook: Path) -> list[dict[str, Any]]:
         content = json.loads(notebook.read_text(encoding="utf-8"))
         if content["nbformat"] != 4:
             raise ValueError(f"format {content['nbformat']}")
-        return [{**cell, "source": "".join(cell["source"])} for cell in content["cells"]]
+        return [{"metadata": {}, **cell, "source": "".join(cell["source"])} for cell in content["cells"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{notebook}: not a notebook of format 4 ({error}); save it again with JupyterLab") from None
 
@@ -70,7 +70,7 @@ def _assignment(statement: ast.stmt, line: str) -> tuple[str, Any]:
         case ast.Assign(targets=[ast.Name(id=name)], value=node) | ast.AnnAssign(target=ast.Name(id=name), value=node):
             try:
                 value = ast.literal_eval(node) if node else None
-            except ValueError:
+            except (ValueError, TypeError):
                 raise ValueError(f"{line} in the parameters cell is no literal; compute it in the next cell") from None
             if isinstance(value, LITERALS):
                 return name, value
@@ -100,7 +100,7 @@ def check_parameters(notebook: Path, given: Mapping[str, Any], *, text: bool = F
         read = from_text(value, default) if text and isinstance(value, str) else value
         try:
             checked[name] = conform(read, default)
-        except ValueError:
+        except (ValueError, OverflowError):  # an int may be too large for a float
             raise ValueError(
                 f"{notebook.stem}: parameter `{name}` must be {_kind(default)} such as {default!r}, got {read!r}"
             ) from None

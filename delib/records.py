@@ -64,9 +64,12 @@ def in_batch() -> bool:
 
 
 def git_revision() -> str:
-    """Commit of the checkout, with ``+changes`` where tracked files differ from it; ``unknown`` outside git."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """Commit of delib's checkout, with ``+changes`` where tracked files differ from it; ``unknown`` outside one."""
+    source = Path(__file__)
+    git = ["git", "-C", str(source.parent)]
     try:
+        # Installed into another project's folder, delib would find that project's commits.
+        subprocess.run([*git, "ls-files", "--error-unmatch", source.name], capture_output=True, check=True)
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         # What a run itself writes is not a change of the code that made it.
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", ":!/reports"], check=False)
@@ -97,9 +100,19 @@ def record_path(run: str | Path, notebook: str) -> Path:
 
 
 def read_records(run: str | Path) -> dict[str, dict[str, Any]]:
-    """All records of a run by notebook name, in the notebooks' order."""
+    """All records of a run by notebook name, in the notebooks' order. Raises ValueError on a bad one, naming it."""
     folder = record_path(run, "any").parent
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: _read_record(path) for path in sorted(folder.glob("*.json"))}
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["metrics"], dict):
+            raise TypeError("metrics are no table")
+        return record
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a record ({error}); delete it and run the notebook again") from None
 
 
 def _is_literal(value: Any) -> bool:

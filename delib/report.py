@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from delib import claims
 from delib.pages import Page, read_page
@@ -63,7 +62,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["html"] = Markup
     environment.filters["duration"] = duration
     return environment
 

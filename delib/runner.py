@@ -53,6 +53,13 @@ def notebooks() -> list[Path]:
     return sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))
 
 
+def sequence() -> list[Path]:
+    """The numbered sequence. Raises ValueError if there is none, which means that this is no checkout."""
+    if not (found := notebooks()):
+        raise ValueError(f"{project_root()} has no notebooks; call delib in its checkout, or name that by DELIB_HOME")
+    return found
+
+
 def run(
     notebook: str | Path,
     profile: str = "quick",
@@ -73,12 +80,12 @@ def run(
     given = check_parameters(path, parameters or {}, text=text)
     if "profile" in given:
         raise ValueError("`profile` is not given as a parameter; choose it with --profile")
-    if given and into in PROTECTED:
+    folder = report_folder(into or (f"{profile}-custom" if given else profile)).resolve()
+    if given and folder in [report_folder(name).resolve() for name in PROTECTED]:
         raise ValueError(f"`{into}` holds a profile's own results; give a run with other parameters another folder")
     defaults = {name: parameter.default for name, parameter in read_parameters(path).items()}
     chosen = {**profile_parameters(path, profile), **given}
     values = {name: value for name, value in chosen.items() if value != defaults[name]}
-    folder = report_folder(into or (f"{profile}-custom" if given else profile))
     result = Result(folder / "notebooks" / path.name, record_path(folder, path.stem), reused=False)
     stamp, fingerprint = result.record.with_suffix(".fingerprint"), _fingerprint(path, values)
     if not force and result.notebook.is_file() and result.record.is_file() and _read(stamp) == fingerprint:
@@ -94,7 +101,7 @@ def run(
 
 def run_all(profile: str = "quick", *, force: bool = False) -> list[Result]:
     """Run every notebook of the sequence in a profile, in order; those up to date are skipped."""
-    return [run(notebook, profile, force=force) for notebook in notebooks()]
+    return [run(notebook, profile, force=force) for notebook in sequence()]
 
 
 def _fingerprint(notebook: Path, values: Mapping[str, Any]) -> str:
@@ -127,6 +134,7 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
                 str(working),
                 dict(values),
                 kernel_name="python3",
+                language="python",
                 cwd=str(notebook.parent),
                 request_save_on_cell_execute=False,  # no half-written file, whatever ends this process
                 # Between processes of this machine, not over TCP, where other users could read along.

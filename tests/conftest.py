@@ -1,121 +1,112 @@
-"""A small project of its own for the tests of runner, command line and report: two notebooks that take seconds."""
+"""What several test files share: a project of small notebooks, and a real browser with the network cut."""
 
 from __future__ import annotations
 
-import json
-import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
-PARAMETERS = """\
-profile = "quick"  # smoke, quick or paper
-seed = 0  # fixes every random choice
-epochs = 2  # passes over the data
-rate = 0.1  # learning rate, per step
-deep = False  # also do the slow part
-sparsities = [0.5, 0.9]  # shares of zeros
-"""
-
-FIRST = [
-    ("markdown", "# The first\n\nOne paragraph with $w_j$ says what will be seen."),
-    ("code", PARAMETERS, "parameters"),
-    ("code", 'import os\n\nfrom delib.records import Run\n\nrun = Run("00_first", globals())'),
-    ("markdown", "## A formula\n\n$$\\sum_i \\frac{p_i}{q_i}$$\n\nSee [the second](01_second.ipynb)."),
-    ("code", "print(f\"batch {os.environ.get('DELIB_BATCH')}, epochs {epochs}, rate {rate}, deep {deep}\")"),
-    ("code", 'run.add("net", accuracy=0.9, magnitude=0.8, epochs=epochs)\nrun.write()'),
-]
-
-SECOND = [
-    ("markdown", "# The second <b>one</b>\n\nIt moves."),
-    ("code", PARAMETERS, "parameters"),
-    ("code", 'from delib.records import Run\n\nrun = Run("01_second", globals())'),
-    (
-        "code",
-        "import matplotlib.pyplot as plt\n\n"
-        "from delib.explore import Explorer, Frame\n"
-        "from delib.figures import house_style, png, show\n\n"
-        "with house_style():\n    figure, axes = plt.subplots(figsize=(3, 2))\n    axes.plot([0, 1])\n"
-        'show(figure, "A line that rises & rises.")',
-    ),
-    (
-        "code",
-        "frames = []\nfor percent in 0, 50, 90:\n    figure, axes = plt.subplots(figsize=(2, 1))\n"
-        "    axes.bar([0, 1], [percent, 100])\n"
-        '    frames.append(Frame(f"{percent}%", png(figure), f"A bar at {percent}", f"caption {percent}"))\n'
-        'Explorer(frames, "First explorer").show()\nExplorer(frames, "Second explorer", start=2).show()',
-    ),
-    ("code", "import ipywidgets\n\nipywidgets.IntSlider()"),
-    ("code", "run.write()"),
-]
-
-CLAIMS = """\
-[[claim]]
-text = "Accurate"
-source = "project"
-metric = "00_first:net.accuracy"
-at_least = 0.85
-
-[[claim]]
-text = "Far better than magnitude"
-source = "project"
-metric = "00_first:net.accuracy"
-minus = "00_first:net.magnitude"
-above = 0.5
-unit = "points"
-
-[[claim]]
-text = "Not looked at"
-source = "paper"
-metric = "09_none:net.ratio"
-at_least = 40
-unit = "times"
-"""
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+MAC_BROWSER = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+PARAMETERS = 'profile = "quick"  # which set of values\nseed = 0  # of chance'
 
 
-def notebook(cells: list[tuple[str, ...]]) -> str:
-    """A notebook of (kind, source, tags...) as JSON."""
-    made: list[dict[str, Any]] = []
-    for i, (kind, source, *tags) in enumerate(cells):
-        cell: dict[str, Any] = {"cell_type": kind, "id": f"c{i}", "metadata": {"tags": tags}, "source": source}
-        made.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    content = {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-    return json.dumps(content)
+@dataclass
+class Project:
+    """A project folder of its own, as ``$DELIB_HOME`` names it to delib and to the kernels."""
 
+    root: Path
 
-def make_project(root: Path) -> Path:
-    """A project folder with two small notebooks and claims."""
-    (root / "notebooks").mkdir()
-    (root / "reports").mkdir()
-    (root / "notebooks" / "00_first.ipynb").write_text(notebook(FIRST))
-    (root / "notebooks" / "01_second.ipynb").write_text(notebook(SECOND))
-    (root / "notebooks" / "profiles.toml").write_text("[00_first.smoke]\nepochs = 1\nrate = 1\n")
-    (root / "reports" / "claims.toml").write_text(CLAIMS)
-    (root / "README.md").write_text("# Title\n\n<!-- claims -->\nold\n<!-- /claims -->\n\nThe end.\n")
-    return root
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    def notebook(self, name: str, *cells: str, parameters: str = PARAMETERS, title: str = "Toy") -> Path:
+        """Write a notebook: a title, the parameters cell, and ``cells``: code, or Markdown where they begin with #+."""
+        book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+        book.cells = [
+            nbformat.v4.new_markdown_cell(f"# {title}\n\nWhat will be seen."),
+            nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        ]
+        for cell in cells:
+            make = nbformat.v4.new_markdown_cell if cell.startswith("#+") else nbformat.v4.new_code_cell
+            book.cells.append(make(cell.removeprefix("#+").lstrip()))
+        path = self.root / "notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(book, path)
+        return path
+
+    def profiles(self, text: str) -> None:
+        """Write ``profiles.toml``."""
+        (self.root / "notebooks" / "profiles.toml").write_text(text)
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh small project, which delib takes for its own."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    (tmp_path / "notebooks").mkdir()
     monkeypatch.setenv("DELIB_HOME", str(tmp_path))
-    return make_project(tmp_path)
+    return Project(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The small project's folder, run and compiled once in profile smoke; to be read only."""
-    from delib import report, runner
+@dataclass
+class Visit:
+    """A page that the browser opened, what it tried to load from elsewhere, and what it complained of."""
 
-    root = make_project(tmp_path_factory.mktemp("compiled"))
-    before = os.environ.get("DELIB_HOME")
-    os.environ["DELIB_HOME"] = str(root)
-    try:
-        runner.run_all("smoke")
-        report.compile_report("smoke")
-    finally:
-        os.environ.pop("DELIB_HOME") if before is None else os.environ.update(DELIB_HOME=before)
-    yield root
+    page: Any
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def images_without_alt(self) -> int:
+        """How many images say nothing to those who do not see them."""
+        count: int = self.page.locator("img").evaluate_all("images => images.filter(i => !i.alt.trim()).length")
+        return count
+
+    def broken_images(self) -> int:
+        """How many images the browser could not show."""
+        script = "images => Promise.all(images.map(i => i.decode().then(() => 0, () => 1))).then(a => a.filter(x => x))"
+        return len(self.page.locator("img").evaluate_all(script))
+
+
+class Browser:
+    """A headless browser that opens files only; every attempt to reach anything else is recorded and refused."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    def open(self, path: Path, *, width: int = 1280, scripts: bool = True) -> Visit:
+        context = self._driver.new_context(viewport={"width": width, "height": 900}, java_script_enabled=scripts)
+        context.set_offline(True)
+        visit = Visit(context.new_page())
+        context.route("**/*", lambda route: self._answer(route, visit))
+        visit.page.on("console", lambda m: visit.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+        visit.page.goto(path.resolve().as_uri())
+        return visit
+
+    @staticmethod
+    def _answer(route: Any, visit: Visit) -> None:
+        if route.request.url.startswith(("file:", "data:")):
+            route.continue_()
+        else:
+            visit.requests.append(route.request.url)
+            route.abort()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Module-wide, not session-wide: while it is open, no other event loop runs, so no notebook is executed."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None) or (
+        str(MAC_BROWSER) if MAC_BROWSER.exists() else None
+    )
+    if found is None:
+        pytest.skip(f"no browser to look at pages with; install one of {', '.join(BROWSERS[:3])}")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        driver = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield Browser(driver)
+        driver.close()

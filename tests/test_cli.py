@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a process, its output and its exit code."""
+"""The command line: what it does, and one clear line on stderr for what it does not."""
 
 from __future__ import annotations
 
@@ -6,95 +6,267 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.torch import load_file, save_file
 
+from delib import cli, encode, runner
+from delib.quantize import quantize_tensors
+from delib.records import project_root
+from delib.runner import Result
 
-def delib(*words: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | ({"DELIB_HOME": str(home)} if home else {}) | {"COLUMNS": "100"}
-    return subprocess.run([sys.executable, "-m", "delib", *words], capture_output=True, text=True, env=environment)
+PARAMETERS = 'profile = "quick"  # which set\nseed = 0  # of chance\nepochs = 3  # passes\nrate = 0.1  # of learning'
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """A small state dict: a weight that is 90% zero, and a bias."""
-    rng = np.random.default_rng(0)
-    weight = rng.normal(size=(50, 40)).astype(np.float32)
-    weight[rng.random(weight.shape) < 0.9] = 0
-    path = tmp_path / "weights.safetensors"
-    save_file({"fc.weight": weight, "fc.bias": np.ones(50, np.float32)}, path)
-    return path
+def delib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command in this process: its exit code, stdout and stderr."""
+
+    def call(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["delib", *map(str, words)])
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        return (int(code or 0), *capsys.readouterr())
+
+    return call
 
 
-def assert_refused(result: subprocess.CompletedProcess[str], message: str) -> None:
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert result.stdout == ""
+def only_line(text: str) -> str:
+    (line,) = text.strip().splitlines()
+    return line
 
 
-def test_help_lists_the_commands_and_does_not_load_torch() -> None:
-    result = delib("--help")
-    assert result.returncode == 0
+@pytest.fixture
+def state(tmp_path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in ``w.safetensors``: two sparse weights and a bias."""
+    torch.manual_seed(0)
+    state = {"fc1.weight": torch.randn(30, 40), "fc1.bias": torch.randn(30), "conv.weight": torch.randn(4, 2, 3, 3)}
+    for weight in (state["fc1.weight"], state["conv.weight"]):
+        weight[torch.rand(weight.shape) < 0.8] = 0
+    save_file(state, tmp_path / "w.safetensors")
+    return state
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def test_help_is_quick_and_lists_the_commands() -> None:
+    code = "import sys\nfrom delib.cli import app\ntry: app(['--help'])\nfinally: print('torch' in sys.modules)"
+    done = python(code)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "False", "torch takes seconds to import"
     for command in ("run", "report", "encode", "decode", "inspect", "fetch"):
-        assert f" {command} " in result.stdout
-    code = "import sys; from delib import cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+        assert f" {command} " in done.stdout
 
 
-def test_encode_inspect_decode(weights: Path, tmp_path: Path) -> None:
-    packed, back = tmp_path / "net.delib", tmp_path / "back.safetensors"
-    encoded = delib("encode", str(weights), str(packed), "--bits", "3")
-    assert encoded.returncode == 0, encoded.stderr
-    original = load_file(weights)
-    ratio = 4 * sum(t.size for t in original.values()) / packed.stat().st_size
-    assert f"{packed.stat().st_size:,} bytes, {ratio:.1f} times smaller" in encoded.stdout
-
-    table = delib("inspect", str(packed)).stdout
-    sparsity = (original["fc.weight"] == 0).mean()
-    row = next(line for line in table.splitlines() if line.startswith("fc.weight"))
-    assert row.split()[1:4] == ["50×40", f"{sparsity:.2%}", "3"]
-    assert f"{ratio:.1f} times smaller than float32" in table
-
-    assert delib("decode", str(packed), str(back)).returncode == 0
-    decoded = load_file(back)
-    assert np.array_equal(decoded["fc.bias"], original["fc.bias"])
-    assert np.array_equal(decoded["fc.weight"] == 0, original["fc.weight"] == 0)
-    assert len(np.unique(decoded["fc.weight"])) <= 2**3 + 1
+def test_the_module_is_the_command_and_its_errors_are_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "delib", "inspect", str(tmp_path / "none.delib")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    line = only_line(done.stderr)
+    assert line.startswith("delib: ")
+    assert str(tmp_path / "none.delib") in line
 
 
-def test_files_that_are_not_what_they_should_be_are_named_in_one_line(weights: Path, tmp_path: Path) -> None:
-    out = str(tmp_path / "out")
-    assert_refused(delib("encode", str(tmp_path / "no.safetensors"), out), "no.safetensors")
-    assert_refused(delib("encode", __file__, out), "not a .safetensors file")
-    assert_refused(delib("encode", str(weights), out, "--method", "best"), "kmeans")
-    assert_refused(delib("decode", str(weights), out), "weights.safetensors")
-    assert_refused(delib("inspect", str(weights)), "weights.safetensors")
-    assert_refused(delib("fetch", "mnits"), "mnist")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(("bits", "method"), [(4, "kmeans"), (2, "uniform")])
+def test_a_network_goes_into_a_file_and_comes_out_quantised(
+    delib: Any, tmp_path: Path, state: dict[str, torch.Tensor], bits: int, method: str
+) -> None:
+    source, packed, target = (tmp_path / name for name in ("w.safetensors", "w.delib", "out.safetensors"))
+    code, out, _ = delib("encode", source, packed, "--bits", str(bits), "--method", method)
+    size = packed.stat().st_size
+    assert code == 0
+    assert only_line(out) == f"{packed}: {size:,} bytes, {4 * (1200 + 30 + 72) / size:.1f} times smaller than float32"
+    assert delib("decode", packed, target) == (0, f"{target}\n", "")
+    decoded = load_file(target)
+    assert set(decoded) == set(state)
+    assert torch.equal(decoded["fc1.bias"], state["fc1.bias"])
+    for name, tensor in quantize_tensors(state, bits, method).items():
+        if isinstance(tensor, encode.LevelTensor):
+            assert torch.equal(decoded[name], torch.from_numpy(tensor.dense()))
+            assert torch.equal(decoded[name] == 0, state[name] == 0)
+            assert len(decoded[name][decoded[name] != 0].unique()) <= 2**bits
 
 
-def test_usage_errors_exit_with_2() -> None:
-    for words in (["run"], ["run", "x", "--profile", "fast"], ["encode", "a", "b", "--bits", "99"], ["frobnicate"]):
-        assert delib(*words).returncode == 2
+def test_inspect_shows_what_is_in_a_file(delib: Any, tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    delib("encode", tmp_path / "w.safetensors", tmp_path / "w.delib", "--bits", "3")
+    code, out, _ = delib("inspect", tmp_path / "w.delib")
+    header, *rows, total = out.strip().splitlines()
+    assert code == 0
+    assert header.split() == ["tensor", "shape", "sparsity", "bits", "bytes"]
+    table = {row.split()[0]: row.split()[1:] for row in rows}
+    sparsity = float((state["fc1.weight"] == 0).float().mean())
+    assert table["fc1.weight"][:3] == ["30×40", f"{sparsity:.2%}", "3"]
+    assert table["conv.weight"][0] == "4×2×3×3"
+    assert table["fc1.bias"] == ["30", "32", "120"]
+    size = (tmp_path / "w.delib").stat().st_size
+    assert total.startswith(f"{size:,} bytes with header and checksum; ")
+    assert sum(int(row[-1].replace(",", "")) for row in table.values()) < size
 
 
-def test_run_with_parameters(project: Path) -> None:
-    assert_refused(delib("run", "00_first", "-p", "epohcs", "3", home=project), "did you mean `epochs`?")
-    assert_refused(delib("run", "00_first", "-p", "deep", "maybe", home=project), "`deep` must be true or false")
-    assert_refused(delib("run", "00_frist", home=project), "did you mean 00_first?")
-    words = ["-p", "rate", "-1e-3", "--profile", "smoke", "-p", "deep", "true", "-p", "epochs=4", "--into", "mine"]
-    result = delib("run", "00_first", *words, home=project)
-    assert result.returncode == 0, result.stderr
-    executed = project / "reports" / "mine" / "notebooks" / "00_first.ipynb"
-    assert str(executed) in result.stdout
-    assert "batch 1, epochs 4, rate -0.001, deep True" in executed.read_text()
+@pytest.mark.parametrize("command", ["decode", "inspect", "export"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "foreign"])
+def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(
+    delib: Any, tmp_path: Path, state: dict[str, torch.Tensor], command: str, damage: str
+) -> None:
+    path, target = tmp_path / "w.delib", tmp_path / "out.bin"
+    delib("encode", tmp_path / "w.safetensors", path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes({"flipped": bytes(data), "cut": data[:-9], "foreign": b"PK\x03\x04" * 40}[damage])
+    code, out, err = delib(command, path, *([] if command == "inspect" else [target]))
+    assert (code, out) == (1, "")
+    assert only_line(err).startswith(f"delib: {path}: ")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.delib", "w.safetensors"]
 
 
-def test_report_prints_the_path_of_the_index(compiled: Path) -> None:
-    result = delib("report", "--profile", "smoke", home=compiled)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == str(compiled / "reports" / "smoke" / "index.html")
-    assert result.stderr.count("up to date") == 2
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 64])
+def test_what_is_no_safetensors_file_is_refused_by_name(delib: Any, tmp_path: Path, content: bytes) -> None:
+    source = tmp_path / "w.safetensors"
+    source.write_bytes(content)
+    code, out, err = delib("encode", source, tmp_path / "w.delib")
+    assert (code, out) == (1, "")
+    assert only_line(err).startswith(f"delib: {source}: not a .safetensors file")
+    assert not (tmp_path / "w.delib").exists()
+
+
+def test_a_network_that_no_darknet_runtime_reads_is_not_exported(
+    delib: Any, tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
+    delib("encode", tmp_path / "w.safetensors", tmp_path / "w.delib")
+    code, _, err = delib("export", tmp_path / "w.delib", tmp_path / "out.weights")
+    assert code == 1
+    assert "this is another network" in only_line(err)
+    assert not (tmp_path / "out.weights").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["encode", "{source}", "{out}", "--method", "magic"], "'magic'; choose one of"),
+        (["encode", "{out}", "{out}"], "w.delib"),
+        (["fetch", "imagenet"], "no data set `imagenet`; choose from mnist"),
+    ],
+)
+def test_wrong_words_get_one_line(
+    delib: Any, tmp_path: Path, state: dict[str, torch.Tensor], words: list[str], complaint: str
+) -> None:
+    places = {"source": str(tmp_path / "w.safetensors"), "out": str(tmp_path / "w.delib")}
+    code, out, err = delib(*(word.format(**places) for word in words))
+    assert (code, out) == (1, "")
+    assert complaint in only_line(err)
+
+
+@pytest.mark.parametrize("words", [["encode", "a", "b", "--bits", "17"], ["report", "--profile", "huge"], ["nonsense"]])
+def test_wrong_usage_exits_with_2(delib: Any, words: list[str]) -> None:
+    code, out, err = delib(*words)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stands in for the runner: keeps what it is called with."""
+    calls: list[dict[str, Any]] = []
+
+    def run(notebook: Any, profile: str = "quick", parameters: Any = None, **options: Any) -> Result:
+        calls.append({"notebook": str(notebook), "profile": profile, "parameters": parameters, **options})
+        folder = project_root() / "reports" / profile
+        return Result(folder / "notebooks" / "10_toy.ipynb", folder / "records" / "10_toy.json", reused=len(calls) > 1)
+
+    monkeypatch.setattr(runner, "run", run)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("words", "parameters"),
+    [
+        ([], {}),
+        (["-p", "epochs", "1", "-p", "rate", "1e-3"], {"epochs": "1", "rate": "1e-3"}),
+        (["-p", "epochs=1", "--parameter", "rate", "-3"], {"epochs": "1", "rate": "-3"}),
+        (["-p", "targets", '{"a=b": 1}'], {"targets": '{"a=b": 1}'}),
+        (["--parameter=rate=1e-3"], {"rate": "1e-3"}),
+    ],
+)
+def test_parameters_are_pairs_of_words(
+    delib: Any, runs: list[dict[str, Any]], words: list[str], parameters: dict[str, str]
+) -> None:
+    code, out, _ = delib("run", "10_toy", *words, "--profile", "smoke", "--force")
+    assert code == 0
+    assert out.splitlines()[0].startswith("done: ")
+    assert out.splitlines()[1].endswith("10_toy.json")
+    (call,) = runs
+    assert call["parameters"] == parameters
+    assert (call["profile"], call["force"], call["text"], call["into"]) == ("smoke", True, True, None)
+
+
+@pytest.mark.parametrize("words", [["-p"], ["--parameter=rate"]])
+def test_a_parameter_without_a_value_is_wrong_usage(delib: Any, runs: list[dict[str, Any]], words: list[str]) -> None:
+    code, _, err = delib("run", "10_toy", *words)
+    assert code == 2
+    assert "Traceback" not in err
+    assert runs == []
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["10_toy", "-p", "epoch", "1"], "10_toy has no parameter `epoch`; did you mean `epochs`?"),
+        (["10_toy", "-p", "epochs", "1.5"], "10_toy: parameter `epochs` must be a whole number such as 3, got 1.5"),
+        (["10_toy", "-p", "epochs"], "10_toy: parameter `epochs` must be a whole number such as 3, got ''"),
+        (["10_tay"], "there is no notebook 10_tay; did you mean 10_toy?"),
+        (["10_toy", "-p", "rate", "1", "--into", "quick"], "`quick` holds a profile's own results; give a run"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused_in_one_line(
+    delib: Any, project: Any, words: list[str], complaint: str
+) -> None:
+    project.notebook("10_toy", parameters=PARAMETERS)
+    code, out, err = delib("run", *words)
+    assert (code, out) == (1, "")
+    assert only_line(err).startswith(f"delib: {complaint}")
+    assert not project.reports.exists()
+
+
+def test_report_runs_the_sequence_and_prints_the_index_alone_on_stdout(delib: Any, project: Any) -> None:
+    record = 'from delib.records import *\nimport os\nwrite_json(record_path(os.environ["DELIB_RUN"], "10_toy"), {!r})'
+    facts = dict.fromkeys(["parameters", "seed", "machine", "device", "threads", "git_revision", "versions", "data"], 0)
+    project.notebook("10_toy", record.format({**facts, "seconds": 1, "metrics": {}}), parameters=PARAMETERS)
+    index = project.reports / "smoke" / "index.html"
+    assert delib("report", "--profile", "smoke") == (0, f"{index}\n", "10_toy (smoke) … done\n")
+    assert index.is_file()
+    assert delib("report", "--profile", "smoke") == (0, f"{index}\n", "10_toy (smoke) … up to date\n")
+    (project.reports / "smoke" / "records" / "10_toy.json").write_text("{")
+    code, out, err = delib("report", "--profile", "smoke")
+    assert (code, out) == (1, "")
+    assert "10_toy.json: not a record" in err.splitlines()[-1]
+
+
+def test_report_on_broken_notebooks_is_one_line(delib: Any, project: Any) -> None:
+    code, _, err = delib("report")
+    assert code == 1
+    assert only_line(err).startswith(f"delib: {project.root} has no notebooks; ")
+    path = project.notebook("10_toy", "1 / 0", parameters=PARAMETERS)
+    code, out, err = delib("report")
+    assert (code, out) == (1, "")
+    progress, line = err.splitlines()
+    assert progress == "10_toy (quick) … stopped"
+    assert line.startswith("delib: 10_toy: cell In [2] (`1 / 0`) raised ZeroDivisionError")
+    path.write_text("{")
+    code, out, err = delib("report")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith(f"delib: {path}: not a notebook of format 4")
+
+
+def test_the_traceback_is_there_for_who_wants_it(tmp_path: Path) -> None:
+    code = f"import sys\nfrom delib.cli import main\nsys.argv = ['delib', 'inspect', {str(tmp_path / 'x')!r}]\nmain()"
+    assert "Traceback" in python(code, DELIB_DEBUG="1").stderr
+    assert "Traceback" not in python(code, DELIB_DEBUG="").stderr

@@ -1,107 +1,135 @@
-"""The explorer's two faces come from the same frames; the figure helper never shows a picture without words."""
+"""The explorer: one set of frames, moved by keyboard in a real browser without a network, and live by a widget."""
 
 from __future__ import annotations
 
-import re
+import io
+from pathlib import Path
 from typing import Any
 
-import ipywidgets
-import matplotlib.pyplot as plt
 import pytest
-from matplotlib.figure import Figure
+from PIL import Image
 
 from delib.explore import Explorer, Frame
-from delib.figures import LINES, MARKERS, PALETTE, house_style, png, show
+
+SHADES = (0, 90, 180)
 
 
-def drawing(width: float = 2) -> Figure:
-    figure, axes = plt.subplots(figsize=(width, 1))
-    axes.plot([0, 1])
-    return figure
-
-
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is displayed, in order."""
-    displayed: list[Any] = []
-    monkeypatch.setattr("IPython.display.display", lambda thing, **_: displayed.append(thing))
-    return displayed
+def picture(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (40, 20), shade).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture
 def frames() -> list[Frame]:
-    image = png(drawing())
-    return [Frame(f"{s}%", image, f"<{s}> & more", f"caption {s}") for s in (0, 50, 90)]
+    return [Frame(f"{s}%", picture(s), f"A plane of shade {s}", f"caption {s} < 200 & more") for s in SHADES]
 
 
-def test_html_holds_every_frame_and_nothing_from_elsewhere(frames: list[Frame]) -> None:
-    html = Explorer(frames, "Title", start=1)._repr_html_()
-    assert html.count("data:image/png;base64,") == 3
-    assert 'alt="&lt;50&gt; &amp; more"' in html
-    assert len(re.findall(r"<figure[^>]* hidden>", html)) == 2
-    assert 'aria-valuetext="50%"' in html
-    assert "http" not in html
+def page_with(folder: Path, *explorers: Explorer) -> Path:
+    path = folder / "explorer.html"
+    body = "".join(explorer._repr_html_() for explorer in explorers)
+    path.write_text(f"<!doctype html><meta charset=utf-8><title>x</title>{body}", encoding="utf-8")
+    return path
 
 
-def test_several_explorers_of_a_page_have_ids_of_their_own(frames: list[Frame]) -> None:
-    explorer = Explorer(frames, "Title")
-    page = explorer._repr_html_() + explorer._repr_html_() + Explorer(frames, "Other")._repr_html_()
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids)) == 6
-    assert set(re.findall(r'\bfor="([^"]+)"', page)) <= set(ids)
+def state(section: Any) -> dict[str, Any]:
+    """What a reader has before them: the one visible picture, its words, the label, and what is read out."""
+    shown = section.locator("img:visible")
+    assert shown.count() == 1
+    return {
+        "alt": shown.get_attribute("alt"),
+        "caption": section.locator("figcaption:visible").inner_text(),
+        "label": section.locator("output").inner_text(),
+        "spoken": section.locator("input").get_attribute("aria-valuetext"),
+        "source": shown.get_attribute("src"),
+    }
 
 
-def test_widget_moves_through_the_same_frames(frames: list[Frame]) -> None:
-    _, picture, slider = Explorer(frames, "Title", start=1).widget().children
-    assert 'alt="&lt;50&gt;' in picture.value
+def test_the_keyboard_moves_picture_words_and_label_offline(browser: Any, tmp_path: Path, frames: list[Frame]) -> None:
+    visit = browser.open(page_with(tmp_path, Explorer(frames, "Shades", start=1)))
+    section = visit.page.get_by_role("region", name="Shades")
+    first = state(section)
+    assert (first["alt"], first["label"], first["spoken"]) == ("A plane of shade 90", "90%", "90%")
+    assert first["caption"] == "caption 90 < 200 & more"
+    visit.page.get_by_role("slider", name="Sparsity").focus()
+    visit.page.keyboard.press("ArrowRight")
+    second = state(section)
+    assert (second["alt"], second["label"], second["spoken"]) == ("A plane of shade 180", "180%", "180%")
+    assert second["source"] != first["source"]
+    visit.page.keyboard.press("ArrowRight")
+    assert state(section) == second, "the last frame is the end"
+    visit.page.keyboard.press("Home")
+    assert state(section)["label"] == "0%"
+    assert visit.broken_images() == 0
+    assert visit.requests == []
+    assert visit.complaints == []
+
+
+def test_two_explorers_on_a_page_move_apart(browser: Any, tmp_path: Path, frames: list[Frame]) -> None:
+    visit = browser.open(page_with(tmp_path, Explorer(frames, "One"), Explorer(frames, "Two", quantity="Bits")))
+    visit.page.get_by_role("slider", name="Bits").press("End")
+    assert state(visit.page.get_by_role("region", name="One"))["label"] == "0%"
+    assert state(visit.page.get_by_role("region", name="Two"))["label"] == "180%"
+
+
+def test_a_picture_is_shown_at_half_its_pixels(browser: Any, tmp_path: Path, frames: list[Frame]) -> None:
+    visit = browser.open(page_with(tmp_path, Explorer(frames, "Shades")))
+    box = visit.page.locator("img:visible").bounding_box()
+    assert (box["width"], box["height"]) == (20, 10)
+
+
+def test_without_scripts_every_frame_is_there(browser: Any, tmp_path: Path, frames: list[Frame]) -> None:
+    page = browser.open(page_with(tmp_path, Explorer(frames, "Shades")), scripts=False).page
+    assert page.locator("img:visible").count() == 3
+
+
+def test_the_browser_of_these_tests_does_notice_requests_and_errors(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "bad.html"
+    path.write_text('<title>x</title><img src="http://example.org/x.png"><script>throw Error("oh")</script>')
+    visit = browser.open(path)
+    assert visit.requests == ["http://example.org/x.png"]
+    assert any("oh" in complaint for complaint in visit.complaints)
+    assert visit.images_without_alt() == 1
+    assert visit.broken_images() == 1
+
+
+def test_the_widget_shows_the_same_frames(frames: list[Frame]) -> None:
+    title, shown, slider = Explorer(frames, "Shades", start=1).widget().children
+    assert "Shades" in title.value
+    assert list(slider._options_labels) == [frame.label for frame in frames]
+    assert 'alt="A plane of shade 90"' in shown.value
     slider.value = 2
-    assert 'alt="&lt;90&gt;' in picture.value
-    assert [label for label, _ in slider.options] == ["0%", "50%", "90%"]
+    assert 'alt="A plane of shade 180"' in shown.value
+    assert "caption 180 &lt; 200" in shown.value
 
 
-def test_show_displays_what_works_here(frames: list[Frame], shown: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DELIB_BATCH", "1")
-    Explorer(frames, "Title").show()
-    monkeypatch.delenv("DELIB_BATCH")
-    Explorer(frames, "Title").show()
-    html, widget = shown
-    assert html.data.count('<input type="range"') == 1
-    assert isinstance(widget, ipywidgets.VBox)
+@pytest.mark.parametrize("batch", ["1", ""])
+def test_a_batch_run_shows_html_and_a_live_notebook_the_widget(
+    frames: list[Frame], batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setenv("DELIB_BATCH", batch)
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    Explorer(frames, "Shades").show()
+    (shown_as,) = shown
+    assert type(shown_as).__name__ == ("HTML" if batch else "VBox")
 
 
-def test_frames_that_cannot_be_explored_are_refused(frames: list[Frame]) -> None:
+def test_what_comes_from_outside_is_escaped(browser: Any, tmp_path: Path) -> None:
+    nasty = '"><script>window.harmed = 1</script>'
+    visit = browser.open(page_with(tmp_path, Explorer([Frame(nasty, picture(0), nasty, nasty)], nasty, quantity=nasty)))
+    assert visit.page.evaluate("window.harmed === undefined")
+    assert state(visit.page.locator("section"))["alt"] == nasty
+    assert visit.complaints == []
+
+
+def test_frames_that_cannot_be_shown_are_refused(frames: list[Frame]) -> None:
     with pytest.raises(ValueError, match="at least one frame"):
-        Explorer([], "Title")
-    with pytest.raises(ValueError, match="frame '7%' has no alt"):
-        Explorer([*frames, Frame("7%", frames[0].image, " ")], "Title")
-    with pytest.raises(ValueError, match="frame '7%' is no PNG"):
-        Explorer([*frames, Frame("7%", b"GIF89a", "a picture")], "Title")
-    with pytest.raises(ValueError, match="start 3"):
-        Explorer(frames, "Title", start=3)
-
-
-def test_a_figure_is_shown_with_its_words_at_its_size(shown: list[Any]) -> None:
-    show(drawing(width=3), 'A "line" & more')
-    (output,) = shown
-    assert 'alt="A &quot;line&quot; &amp; more"' in output["text/html"]
-    assert 'width="288"' in output["text/html"]
-    assert output["text/plain"] == '[figure: A "line" & more]'
-    assert plt.get_fignums() == []
-    with pytest.raises(ValueError, match="needs an alt"):
-        show(drawing(), " ")
-    plt.close("all")
-
-
-def test_png_is_twice_as_sharp_as_it_is_shown() -> None:
-    image = png(drawing(width=3))
-    assert int.from_bytes(image[16:20], "big") == 2 * 288
-
-
-def test_the_house_style_tells_no_two_lines_apart_by_colour_alone() -> None:
-    assert len(PALETTE) == len(set(PALETTE)) == len(set(MARKERS)) == len(set(LINES))
-    with house_style():
-        _, axes = plt.subplots()
-        lines = [axes.plot([0, 1])[0] for _ in PALETTE]
-    assert len({(line.get_marker(), str(line.get_linestyle())) for line in lines}) >= 5
-    assert len({line.get_marker() for line in lines}) == len(PALETTE)
-    plt.close("all")
+        Explorer([], "x")
+    with pytest.raises(ValueError, match="'50%' has no alt"):
+        Explorer([*frames, Frame("50%", picture(1), " ")], "x")
+    with pytest.raises(ValueError, match="'50%' is no PNG"):
+        Explorer([*frames, Frame("50%", b"\xff\xd8\xff", "a photo")], "x")
+    for start in (-1, 3):
+        with pytest.raises(ValueError, match=f"start {start}"):
+            Explorer(frames, "x", start=start)

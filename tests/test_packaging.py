@@ -1,134 +1,189 @@
-"""What a fresh checkout needs to install, test and cite itself."""
+"""A fresh checkout: its bounds agree everywhere, what is built is whole, and what is promised is there."""
 
 from __future__ import annotations
 
-import ast
+import email
+import os
 import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from house import MODULES, ROOT, imported, needs_git, project, tracked
+from packaging.markers import Marker
 from packaging.requirements import Requirement
-from packaging.version import Version
+from packaging.utils import canonicalize_name
 
-from delib import __version__, claims
-
-ROOT = Path(__file__).resolve().parents[1]
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PROJECT = PYPROJECT["project"]
-LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-
-
-def requirements() -> list[Requirement]:
-    extras = [entry for extra in PROJECT["optional-dependencies"].values() for entry in extra]
-    return [Requirement(entry) for entry in PROJECT["dependencies"] + extras]
+# Where a lock must serve: two platforms, and every Python that its packages are out for.
+PLATFORMS = (
+    {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"},
+    {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64", "os_name": "posix"},
+)
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# Distributions whose modules have another name, so that the test needs no installed metadata.
+NAMES = {"cv2": "opencv-python", "IPython": "ipython", "PIL": "pillow", "yaml": "pyyaml"}
 
 
-def tracked() -> list[str]:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    return listed.stdout.splitlines()
+def direct_requirements() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    extras = project()["optional-dependencies"].values()
+    return [Requirement(text) for group in (project()["dependencies"], *extras) for text in group]
 
 
-def test_conda_installs_what_pyproject_says_and_no_more() -> None:
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+def locked() -> list[tuple[Requirement, str]]:
+    """Each entry of the lock: its requirement, and the whole text with hashes."""
+    text = (ROOT / "requirements.lock").read_text()
+    entries = re.findall(r"^(?! |#)(.+(?:\n .+)*)", text, re.MULTILINE)
+    return [(Requirement(entry.split("\\\n")[0]), entry) for entry in entries]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks, with nothing installed or built in it."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for path in tracked():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, folder / path)
+    return folder
+
+
+def test_conda_installs_this_repository_and_repeats_no_bound() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
-    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
-    assert pip == {"pip": ["-e .[dev]"]}
+    assert conda == [f"python{project()['requires-python']}", "pip"]
+    (installed,) = pip["pip"]
+    extras = re.fullmatch(r"-e \.\[(.+)\]", installed)
+    assert extras is not None, f"{installed} does not install this checkout"
+    assert set(extras[1].split(",")) <= set(project()["optional-dependencies"])
 
 
-def test_the_lock_holds_every_dependency_within_its_bounds() -> None:
-    locked = {
-        name.lower(): Version(number) for name, number in re.findall(r"^([\w.-]+)==([^\s;]+)", LOCK, re.MULTILINE)
-    }
-    for requirement in requirements():
-        assert locked[requirement.name.lower()] in requirement.specifier, requirement
+def test_no_other_file_states_dependencies() -> None:
+    for name in ("setup.py", "setup.cfg", "requirements.txt", "Pipfile", "poetry.lock"):
+        assert not (ROOT / name).exists(), f"{name} would be a second place for bounds"
 
 
-def test_the_lock_has_hashes_and_names_no_index() -> None:
-    entries = re.findall(r"^[\w.-]+==.*\n(?: .*\n)*", LOCK, re.MULTILINE)
+@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
+def test_the_lock_has_every_direct_dependency_within_its_bounds(requirement: Requirement) -> None:
+    entries = [r for r, _ in locked() if canonicalize_name(r.name) == canonicalize_name(requirement.name)]
+    for platform in PLATFORMS:
+        for python in PYTHONS:
+            environment = {**platform, "python_version": python, "python_full_version": f"{python}.1"}
+            chosen = [r for r in entries if r.marker is None or Marker(str(r.marker)).evaluate(environment)]
+            assert len(chosen) == 1, f"{requirement.name} on {platform['sys_platform']}, Python {python}: {chosen}"
+            (pin,) = chosen[0].specifier
+            assert pin.operator == "=="
+            assert requirement.specifier.contains(pin.version, prereleases=True), f"{chosen[0]} is not {requirement}"
+
+
+def test_the_lock_is_hashed_and_names_no_index() -> None:
+    entries = locked()
     assert len(entries) > 50
-    assert all("--hash=sha256:" in entry for entry in entries)
-    assert "://" not in LOCK
+    for requirement, text in entries:
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", text), f"{requirement.name} has no hash"
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert not [line for line in lines if "://" in line]
+    assert not [line for line in lines if line.strip().startswith("-") and not line.startswith("    --hash=sha256:")]
 
 
-def test_everything_that_delib_imports_is_declared() -> None:
-    declared = {requirement.name.lower() for requirement in map(Requirement, PROJECT["dependencies"])}
-    # These stand or fall with a declared package: they are its own foundation.
-    declared |= {"traitlets", "nbclient", "markupsafe", "cycler", "ipython"}
-    distributions = packages_distributions()
-    for path in (ROOT / "delib").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"delib", "__future__"}:
-                owners = {owner.lower() for owner in distributions.get(top, [top])}
-                assert owners & declared, f"{path.name} imports {top}"
+@pytest.mark.parametrize("module", MODULES)
+def test_everything_a_module_imports_is_a_declared_dependency(module: str) -> None:
+    declared = {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]}
+    used = {name.split(".")[0] for name in imported(module)} - set(sys.stdlib_module_names) - {"delib"}
+    undeclared = {name for name in used if canonicalize_name(NAMES.get(name, name)) not in declared}
+    assert not undeclared, f"delib/{module}.py imports {undeclared}, which pyproject.toml does not ask for"
 
 
-def test_a_wheel_of_what_is_committed_is_complete(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    for name in tracked():
-        if not name.startswith("reports/") and (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
-    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
-    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
-    (wheel,) = source.glob("*.whl")
+@needs_git
+def test_the_wheel_holds_the_whole_package(checkout: Path, tmp_path: Path) -> None:
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("delib-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        metadata = archive.read(f"delib-{__version__}.dist-info/METADATA").decode()
-        entries = archive.read(f"delib-{__version__}.dist-info/entry_points.txt").decode()
-    modules = {f"delib/{path.name}" for path in (source / "delib").glob("*.py")}
-    templates = {f"delib/templates/{path.name}" for path in (source / "delib" / "templates").iterdir()}
-    assert modules | templates | {"delib/py.typed"} <= names
-    assert f"Version: {__version__}" in metadata
-    assert "License-Expression: MIT" in metadata
-    assert "delib = delib.cli:main" in entries
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        expected = [str(p) for p in tracked() if p.parts[0] == "delib"]
+        assert sorted(names) == sorted(expected)
+        assert {"delib/py.typed", "delib/templates/style.css", "delib/templates/index.html.j2"} <= set(names)
+        metadata = email.message_from_bytes(archive.read(f"delib-{project()['version']}.dist-info/METADATA"))
+        assert {Requirement(t) for t in metadata.get_all("Requires-Dist", [])} >= {
+            Requirement(text) for text in project()["dependencies"]
+        }
+        assert metadata["License-Expression"] == "MIT"
+        entry_points = archive.read(f"delib-{project()['version']}.dist-info/entry_points.txt").decode()
+        assert "delib = delib.cli:main" in entry_points
+        archive.extractall(tmp_path / "site")
+    # From outside the checkout, the packaged module starts and finds its templates.
+    code = "import delib.report as r, jinja2; print(r.__file__, jinja2.PackageLoader('delib').list_templates())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "site") in done.stdout
+    assert "notebook.html.j2" in done.stdout
 
 
-def test_one_version_everywhere() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert PROJECT["version"] == __version__ == citation["version"]
-    assert re.search(rf"^## {re.escape(__version__)}\b", changelog, re.MULTILINE)
+def dry_run(folder: Path, target: str) -> str:
+    command = ["make", "--dry-run", "--no-print-directory", target]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_citation_names_the_paper() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    (paper,) = citation["references"]
-    assert paper["identifiers"][0]["value"] == "arXiv:2206.05859"
-    assert "2206.05859" in (ROOT / "README.md").read_text(encoding="utf-8")
+@needs_git
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("target", "does"),
+    [
+        ("report", "delib report --profile quick"),
+        ("test", "pytest"),
+        ("lab", "jupyter lab"),
+        ("lint", "mypy"),
+        ("bench", "benchmarks/"),
+    ],
+)
+def test_on_a_fresh_checkout_each_target_sets_itself_up_first(checkout: Path, target: str, does: str) -> None:
+    (checkout / "benchmarks").mkdir(exist_ok=True)
+    (checkout / "benchmarks" / "any.py").touch()
+    steps = dry_run(checkout, target)
+    order = [steps.find(part) for part in ("-m venv .venv", "--requirement requirements.lock", "--editable .", does)]
+    assert -1 not in order
+    assert order == sorted(order)
+    assert "--require-hashes" in steps
 
 
-def test_the_readmes_claims_are_those_of_the_reference_report() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert claims.with_table(readme, claims.read_claims(ROOT / "reports" / "reference")) == readme
+@needs_git
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_sets_up_again_only_if_the_lock_changed(checkout: Path) -> None:
+    ready = checkout / ".venv" / "ready"
+    ready.parent.mkdir(exist_ok=True)
+    ready.touch()
+    assert "venv .venv" not in dry_run(checkout, "test")
+    later = ready.stat().st_mtime + 5
+    os.utime(checkout / "requirements.lock", (later, later))
+    assert "venv .venv" in dry_run(checkout, "test")
+    shutil.rmtree(ready.parent)
 
 
-def test_the_readme_names_every_module_and_every_make_target() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in (ROOT / "delib").glob("[a-z]*.py"):
-        assert f"`{path.stem}`" in readme, path.name
-    for target in ("report", "test", "lab", "lint", "bench", "clean", "reference"):
-        assert f"`make {target}`" in readme or f"    make {target} " in readme
-        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_alone_lists_the_commands() -> None:
+    said = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in said.splitlines()} >= {"report", "test", "lab", "lint", "bench", "clean"}
 
 
-def test_links_of_the_readmes_lead_somewhere() -> None:
-    for readme in (path for path in map(ROOT.joinpath, tracked()) if path.name == "README.md"):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme.read_text(encoding="utf-8")):
-            if not target.startswith("reports/reference/"):  # made, and committed, by `make reference`
-                assert (readme.parent / target).exists(), f"{readme}: {target}"
+def test_clean_keeps_the_data_and_the_reference() -> None:
+    steps = dry_run(ROOT, "clean")
+    assert "data" not in steps
+    assert "! -name reference" in steps
 
 
-def test_no_module_of_delib_is_long() -> None:
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "delib").glob("*.py")}
-    assert {name: length for name, length in lengths.items() if length > 310} == {}
+def test_continuous_integration_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text().splitlines()
+    assert "set -e" in script.read_text()

@@ -1,155 +1,148 @@
-"""The report in a real browser with the network cut, and the claims that stand in it."""
+"""The report in a real browser, from the file system, with the network cut."""
 
 from __future__ import annotations
 
-import html
 import json
 import re
-import shutil
-from collections.abc import Iterator
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import notebook
+from made import executed, png, printed, shown
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from delib import claims, pages, report
-from delib.records import write_json
+from delib.explore import Explorer, Frame
+from delib.report import compile_report, duration, publish_reference
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome on PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield chromium
-        chromium.close()
+CLAIMS = """
+[[claim]]
+source = "project"
+text = "Good"
+on = "toy"
+metric = "01_toy:toy.accuracy"
+at_least = 0.9
+[[claim]]
+source = "project"
+text = "Perfect"
+metric = "01_toy:toy.accuracy"
+at_least = 0.99
+[[claim]]
+source = "paper"
+text = "Later"
+"""
 
 
 @pytest.fixture
-def view(browser: Any) -> Iterator[Any]:
-    """A page without a network; a request beyond the file system, or an error on the page, fails the test."""
-    context = browser.new_context()
-    context.set_offline(True)
-    page = context.new_page()
-    strays: list[str] = []
-    page.on("request", lambda request: strays.append(request.url))
-    page.on("pageerror", lambda error: strays.append(f"error: {error}"))
-    page.on("console", lambda message: strays.append(f"{message.type}: {message.text}"))
-    page.route(re.compile("^(https?|wss?|ftp):"), lambda route: route.abort())
-    yield page
-    context.close()
-    assert [url for url in strays if not url.startswith(("file:", "data:"))] == []
+def report(project: Any) -> Path:
+    """A report of two notebooks that hold everything a notebook may show."""
+    frames = [Frame(f"{s}%", png(s), f"A plane of shade {s}") for s in (0, 90)]
+    image = f'<img alt="A small plane" width="20" src="data:image/png;base64,{b64encode(png()).decode()}">'
+    executed(
+        project,
+        "00_first",
+        new_markdown_cell(
+            "## One step\n\nInline $\\tau^2$ and\n\n$$L = \\sum_i \\frac{a_i}{b}$$\n\nSee [toy](01_toy.ipynb)."
+        ),
+        shown({"text/html": image, "text/plain": "[figure]"}),
+        new_markdown_cell("## Another step"),
+        shown(
+            {"text/html": Explorer(frames, "Shades")._repr_html_(), WIDGET: {"model_id": "x"}, "text/plain": "VBox()"}
+        ),
+        new_code_cell("print(1 < 2)", outputs=[printed("one\n"), printed("two\n"), printed("careful", "stderr")]),
+        title="First & `foremost`",
+    )
+    executed(project, "01_toy", new_code_cell("1 + 1", outputs=[new_output("execute_result", {"text/plain": "2"})]))
+    (project.root / "reports" / "claims.toml").write_text(CLAIMS)
+    return compile_report("quick")
 
 
-def open_page(view: Any, compiled: Path, name: str) -> None:
-    view.goto((compiled / "reports" / "smoke" / name).as_uri())
+def test_the_index_opens_offline_and_holds_the_claims_against_the_records(browser: Any, report: Path) -> None:
+    visit = browser.open(report)
+    rows = visit.page.locator(".claims tbody tr:not(.group)").all_inner_texts()
+    cells = [re.split(r"\t|\n", row.strip()) for row in rows]
+    verdicts = {row[0]: row[-1].strip() for row in cells}
+    assert verdicts == {
+        "Later": "– not measured in this profile",
+        "Good": "✓ reached",
+        "Perfect": "✗ not reached",
+    }
+    assert "97.00%" in next(row for row in rows if row.startswith("Perfect")), "the measured number stands there too"
+    tally = visit.page.locator(".tally").inner_text()
+    assert re.findall(r"\d+ [a-z ]+", tally) == ["1 reached", "1 not reached", "1 not measured in this profile"]
+    assert visit.images_without_alt() == visit.broken_images() == 0
+    assert visit.requests == visit.complaints == []
 
 
-# --- In the browser ---------------------------------------------------------------------------------------------
+def test_the_index_leads_to_every_page_and_pages_to_each_other(browser: Any, report: Path) -> None:
+    visit = browser.open(report)
+    page = visit.page
+    assert page.locator(".card h3").all_inner_texts() == ["First & foremost", "A toy"]
+    page.get_by_role("link", name="First & foremost").click()
+    assert page.url.endswith("/00_first.html")
+    page.get_by_role("link", name="A toy →").click()
+    assert page.url.endswith("/01_toy.html")
+    page.get_by_role("link", name="Index").click()
+    assert page.url.endswith("/index.html")
+    page.goto(report.with_name("00_first.html").as_uri())
+    page.get_by_role("link", name="toy", exact=True).click()
+    assert page.url.endswith("/01_toy.html"), "links between notebooks lead to pages"
+    assert visit.requests == visit.complaints == []
 
 
-def test_the_slider_moves_by_keyboard_and_changes_picture_words_and_label(view: Any, compiled: Path) -> None:
-    open_page(view, compiled, "01_second.html")
-    first = view.locator("section", has_text="First explorer")
-    slider, picture = first.get_by_role("slider", name="Sparsity"), first.locator("img:visible")
-    assert picture.get_attribute("alt") == "A bar at 0"
-    source = picture.get_attribute("src")
-
-    slider.focus()
-    view.keyboard.press("ArrowRight")
-    assert picture.get_attribute("alt") == "A bar at 50"
-    assert picture.get_attribute("src") != source
-    assert first.locator("figcaption:visible").inner_text() == "caption 50"
-    assert first.locator("output").inner_text() == "50%"
-    assert slider.get_attribute("aria-valuetext") == "50%"
-    view.keyboard.press("End")
-    assert picture.get_attribute("alt") == "A bar at 90"
-    assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
-
-    second = view.locator("section", has_text="Second explorer").locator("img:visible")
-    assert second.get_attribute("alt") == "A bar at 90"
-    view.keyboard.press("Home")
-    assert picture.get_attribute("alt") == "A bar at 0"
-    assert second.get_attribute("alt") == "A bar at 90"
+def test_a_notebook_s_page_shows_formulas_pictures_and_a_slider_that_moves(browser: Any, report: Path) -> None:
+    visit = browser.open(report.with_name("00_first.html"))
+    page = visit.page
+    assert page.locator("math").count() == 3
+    assert page.locator("math[display=block] mfrac").count() == 1
+    assert "$" not in page.locator("main").inner_text()
+    assert page.locator('img[alt="A small plane"]').is_visible()
+    assert "VBox" not in page.content()
+    slider = page.get_by_role("slider", name="Sparsity")
+    assert page.locator("figure img:visible").get_attribute("alt") == "A plane of shade 0"
+    slider.press("ArrowRight")
+    assert page.locator("figure img:visible").get_attribute("alt") == "A plane of shade 90"
+    assert page.locator("output").inner_text() == "90%"
+    assert page.locator("pre.stream.stdout").all_inner_texts() == ["one\ntwo"]
+    assert page.locator("pre.stream.stderr").all_inner_texts() == ["careful"]
+    assert visit.images_without_alt() == visit.broken_images() == 0
+    assert visit.requests == visit.complaints == []
 
 
-def test_every_picture_has_words_and_is_drawn(view: Any, compiled: Path) -> None:
-    for name in ("index.html", "01_second.html"):
-        open_page(view, compiled, name)
-        images = view.locator("img").all()
-        assert images
-        for image in images:
-            assert image.get_attribute("alt")
-            assert image.evaluate("image => image.complete && image.naturalWidth > 0")
-
-
-def test_code_is_visible_and_one_button_hides_and_shows_all_of_it(view: Any, compiled: Path) -> None:
-    open_page(view, compiled, "00_first.html")
-    code = view.locator("details.code pre")
-    button = view.get_by_role("button", name="Show code")
-    count = code.count()
-    assert count == 5  # four cells and the values that the profile injected
-    assert all(block.is_visible() for block in code.all())
-    button.click()
-    assert not any(block.is_visible() for block in code.all())
+def test_code_can_be_hidden_and_sections_reached_by_keyboard(browser: Any, report: Path) -> None:
+    page = browser.open(report.with_name("00_first.html"), width=1600).page
+    code = page.locator("details.code pre")
+    assert code.first.is_visible()
+    button = page.get_by_role("button", name="Show code")
+    button.press("Enter")
     assert button.get_attribute("aria-pressed") == "false"
-    button.click()
-    assert all(block.is_visible() for block in code.all())
-
-
-def test_the_index_leads_to_every_notebook_and_from_one_to_the_next(view: Any, compiled: Path) -> None:
-    open_page(view, compiled, "index.html")
-    view.get_by_role("link", name="The first").click()
-    assert view.get_by_role("heading", level=1).inner_text() == "The first"
-    view.get_by_role("link", name="The second one →").click()
-    assert view.get_by_role("heading", level=1).inner_text() == "The second one"
-    view.get_by_role("link", name="← The first").click()
-    view.get_by_role("link", name="the second", exact=True).click()
-    assert view.url.endswith("01_second.html")
-    view.get_by_role("link", name="Index").click()
-    assert view.get_by_role("heading", level=1).inner_text() == "Directed Evolution"
-
-
-def test_formulas_are_mathml(view: Any, compiled: Path) -> None:
-    open_page(view, compiled, "00_first.html")
-    assert view.locator("math[display=block] mfrac").count() == 1
-    assert view.locator("math:not([display=block]) msub").count() == 1
-    assert "$" not in view.locator(".prose").first.inner_text()
-
-
-def test_claims_stand_with_what_was_measured(view: Any, compiled: Path) -> None:
-    open_page(view, compiled, "index.html")
-    rows = {row.locator("td").first.inner_text(): row.inner_text() for row in view.locator(".claims tr:has(td)").all()}
-    assert re.search(r"≥ 85\.00%\s+90\.00%\s+✓ reached", rows["Accurate"])
-    assert re.search(r"> 50\.00 points\s+10\.00 points\s+✗ not reached", rows["Far better than magnitude"])
-    assert "not measured in this profile" in rows["Not looked at"]
-    assert "1 reached" in view.locator(".tally").inner_text()
+    assert not code.first.is_visible()
+    button.press("Enter")
+    assert code.first.is_visible()
+    contents = page.get_by_role("navigation", name="Sections of this notebook").get_by_role("link")
+    assert contents.all_inner_texts() == ["One step", "Another step"]
+    contents.last.press("Enter")
+    assert page.locator(":target").inner_text() == "Another step"
 
 
 @pytest.mark.parametrize("width", [360, 1280, 1920])
-@pytest.mark.parametrize("name", ["index.html", "00_first.html", "01_second.html"])
-def test_no_page_scrolls_sideways(view: Any, compiled: Path, width: int, name: str) -> None:
-    view.set_viewport_size({"width": width, "height": 800})
-    open_page(view, compiled, name)
-    assert view.evaluate("document.documentElement.scrollWidth") <= width
+def test_pages_fit_the_screen(browser: Any, report: Path, width: int) -> None:
+    for name in ("index.html", "00_first.html"):
+        page = browser.open(report.with_name(name), width=width).page
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(view: Any, compiled: Path, scheme: str) -> None:
+def test_text_stands_out_from_its_ground(browser: Any, report: Path, scheme: str) -> None:
     """WCAG's contrast of at least 4.5, for every colour that text has on the page."""
-    view.emulate_media(color_scheme=scheme)
     for name in ("index.html", "00_first.html"):
-        open_page(view, compiled, name)
-        worst = view.evaluate(CONTRAST)
-        assert worst[0] >= 4.5, worst
+        visit = browser.open(report.with_name(name))
+        visit.page.emulate_media(color_scheme=scheme)
+        contrast, where = visit.page.evaluate(CONTRAST)
+        assert contrast >= 4.5, where
 
 
 CONTRAST = """() => {
@@ -177,111 +170,74 @@ CONTRAST = """() => {
 }"""
 
 
-# --- Without one ------------------------------------------------------------------------------------------------
+def test_the_circumstances_of_a_run_are_on_its_page_and_on_the_index(browser: Any, report: Path) -> None:
+    page = browser.open(report.with_name("01_toy.html")).page
+    page.get_by_text("Circumstances of this run: 1 min 15 s, seed 0").click()
+    facts = page.locator("dl.facts").inner_text()
+    assert "toy.accuracy 0.97" in facts
+    assert "torch 2.9" in facts
+    assert "abc" in browser.open(report).page.locator("dl.facts").inner_text()
 
 
-def executed(tmp_path: Path, *cells: dict[str, Any]) -> Path:
-    """An executed notebook with these code cells' outputs."""
-    content = json.loads(notebook([("markdown", "# T"), *[("code", "1")] * len(cells)]))
-    for cell, output in zip(content["cells"][1:], cells, strict=True):
-        cell["outputs"] = [output]
-    path = tmp_path / "00_made.ipynb"
-    path.write_text(json.dumps(content))
-    return path
+def test_the_browser_refuses_what_a_page_would_load_by_script(browser: Any, project: Any) -> None:
+    executed(project, "00_a", shown({"text/html": "<script>fetch('https://example.org/x').catch(() => 0)</script>"}))
+    visit = browser.open(compile_report("quick").with_name("00_a.html"))
+    assert visit.requests == []
+    assert any("Content Security Policy" in complaint for complaint in visit.complaints)
 
 
-def output(**data: str) -> dict[str, Any]:
-    return {"output_type": "display_data", "metadata": {}, "data": {k.replace("_", "/", 1): v for k, v in data.items()}}
+def test_a_failed_notebook_and_a_page_of_one_that_is_gone_are_no_part(project: Any, report: Path) -> None:
+    folder = project.reports / "quick"
+    (folder / "notebooks" / "00_first.ipynb").rename(folder / "notebooks" / "00_first.failed.ipynb")
+    compile_report("quick")
+    assert sorted(path.name for path in folder.glob("*.html")) == ["01_toy.html", "index.html"]
 
 
-def test_a_page_that_would_load_something_from_elsewhere_is_refused(tmp_path: Path) -> None:
-    for loading in (
-        '<img alt="x" src="https://example.org/x.png">',
-        "<script src='//example.org/x.js'></script>",
-        '<link rel="stylesheet" href="style.css">',
+def test_without_a_run_the_command_that_makes_one_is_named(project: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"quick holds no executed notebook; make it with `delib report --profile quick`"
     ):
-        with pytest.raises(ValueError, match=r"00_made\.ipynb loads .*; embed it"):
-            pages.read_page(executed(tmp_path, output(text_html=loading)))
-    page = pages.read_page(executed(tmp_path, output(text_html='<a href="https://example.org/">a link</a>')))
-    assert "a link" in page.body
+        compile_report("quick")
 
 
-def test_a_widget_is_replaced_by_its_html_or_a_note(tmp_path: Path) -> None:
-    widget = output(text_plain="IntSlider()", text_html="<b>instead</b>")
-    widget["data"][pages.WIDGET] = {"model_id": "1"}
-    bare = output(text_plain="IntSlider()")
-    bare["data"][pages.WIDGET] = {"model_id": "1"}
-    body = pages.read_page(executed(tmp_path, widget, bare)).body
-    assert body.count("<b>instead</b>") == 1
-    assert body.count("interactive widget stands here") == 1
-    assert "IntSlider" not in body
+@pytest.mark.parametrize("broken", ["", "{", '{"nbformat": 4, "cells": [{"source": "x"}]}', '{"nbformat": 4}'])
+def test_a_broken_notebook_is_named_in_one_line(project: Any, report: Path, broken: str) -> None:
+    (project.reports / "quick" / "notebooks" / "01_toy.ipynb").write_text(broken)
+    with pytest.raises(ValueError, match=r"01_toy\.ipynb") as refusal:
+        compile_report("quick")
+    assert "\n" not in str(refusal.value)
 
 
-def test_text_is_shown_as_on_a_terminal_and_cannot_become_markup(tmp_path: Path) -> None:
-    text = "10%\r100%\n\x1b[31mred\x1b[0m <script>alert(1)</script>\n"
-    stream = {"output_type": "stream", "name": "stdout", "text": text}
-    body = pages.read_page(executed(tmp_path, stream)).body
-    assert "10%\r" not in body
-    assert "100%" in body
-    assert "ansi-red-fg" in body
-    assert "<script>" not in body
+def test_a_broken_output_is_named_in_one_line(project: Any) -> None:
+    path = executed(project, "00_a", new_code_cell("1"))
+    content = json.loads(path.read_text())
+    content["cells"][1]["outputs"] = [{"output_type": "display_data"}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"00_a\.ipynb"):
+        compile_report("quick")
 
 
-@pytest.mark.parametrize("latex", [r"\frac", r"a_", r"\nosuch{x}", r"\begin{aligned}a&=b\end{aligned}"])
-def test_an_unreadable_formula_is_shown_as_its_source(latex: str) -> None:
-    assert pages.mathml(latex, "inline") == f'<code class="latex">{html.escape(latex)}</code>'
+def test_the_reference_is_the_report_and_its_numbers(project: Any, report: Path) -> None:
+    readme = project.root / "README.md"
+    readme.write_text("# x\n\n<!-- claims -->\n<!-- /claims -->\n")
+    stale = project.reports / "reference" / "99_gone.html"
+    stale.parent.mkdir()
+    stale.touch()
+    index = publish_reference("quick")
+    assert index.read_bytes() == report.read_bytes()
+    names = sorted(str(path.relative_to(index.parent)) for path in index.parent.rglob("*") if path.is_file())
+    assert names == ["00_first.html", "01_toy.html", "index.html", "records/00_first.json", "records/01_toy.json"]
+    assert "| Perfect |  | ≥ 99.00% | 97.00% | ✗ **not reached** |" in readme.read_text()
 
 
-def test_a_report_without_executed_notebooks_says_how_to_make_one(project: Path) -> None:
-    with pytest.raises(ValueError, match="delib report --profile smoke"):
-        report.compile_report("smoke")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (3599.6, "1 h 00 min"), (7500, "2 h 05 min")],
-)
-def test_durations_read_as_they_are_said(seconds: float, text: str) -> None:
-    assert report.duration(seconds) == text
+def test_there_is_no_reference_without_a_report(project: Any) -> None:
+    with pytest.raises(ValueError, match=r"holds no report; make it with `delib report --profile quick`"):
+        publish_reference("quick")
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ('text = "t"\nsource = "me"', "source must be one of"),
-        ('text = "t"\nsource = "paper"\nmetric = "a:b.c"', "exactly one of at_least, above, at_most"),
-        ('text = "t"\nsource = "paper"\nmetric = "a:b.c"\nat_least = 1\nat_most = 2', "exactly one of"),
-        ('text = "t"\nsource = "paper"\nmertic = "a:b.c"', "unknown key 'mertic'"),
-        ('text = "t"\nsource = "paper"\nunit = "furlongs"', "unit one of"),
-    ],
+    ("seconds", "said"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
 )
-def test_a_malformed_claim_is_named(project: Path, entry: str, message: str) -> None:
-    claims.claims_path().write_text(f"[[claim]]\n{entry}\n")
-    with pytest.raises(ValueError, match=message):
-        claims.read_claims("smoke")
-
-
-def test_publishing_the_reference_takes_pages_and_records_and_renews_the_readme(
-    compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = tmp_path / "home"
-    shutil.copytree(compiled, home)
-    monkeypatch.setenv("DELIB_HOME", str(home))
-    write_json(home / "reports" / "reference" / "records" / "99_gone.json", {"metrics": {}})
-    report.publish_reference("smoke")
-    taken = {
-        str(path.relative_to(home / "reports" / "reference")) for path in (home / "reports/reference").rglob("*.*")
-    }
-    assert taken == {
-        "index.html",
-        "00_first.html",
-        "01_second.html",
-        "records/00_first.json",
-        "records/01_second.json",
-    }
-    readme = (home / "README.md").read_text()
-    assert "| Accurate |  | ≥ 85.00% | 90.00% | ✓ reached |" in readme
-    assert "✗ **not reached**" in readme
-    assert readme.startswith("# Title\n")
-    assert readme.endswith("The end.\n")
-    assert claims.with_table(readme, claims.read_claims("reference")) == readme
+def test_durations_read_as_one_would_say_them(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

@@ -1,233 +1,283 @@
-"""The runner: what it refuses, what it leaves behind, what it does not do twice."""
+"""The runner: notebooks with other values, results that are kept while they hold, and nothing half-written."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import papermill
 import pytest
-from conftest import PARAMETERS, notebook
 
-from delib import parameters, runner
+from delib import runner
 from delib.records import read_records
+from delib.runner import Result, RunFailed, run
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMETERS = """profile = "quick"  # which set of values
+seed = 0  # of chance
+epochs = 3  # passes
+rate = 0.1  # of learning"""
+# Leaves a record without the seconds that importing torch takes.
+RECORD = """import os
+from delib.records import record_path, write_json
+write_json(record_path(os.environ["DELIB_RUN"], "10_toy"), {"metrics": {"toy.epochs": epochs}})"""
 
 
-def cells_of(path: Path) -> str:
-    return json.dumps(json.loads(path.read_text())["cells"])
-
-
-def write_first(project: Path, *extra: str, parameters_cell: str = PARAMETERS) -> Path:
-    """The first notebook with other code: the given cells, between its beginning and its record."""
-    path = project / "notebooks" / "00_first.ipynb"
-    begin = [("code", parameters_cell, "parameters"), ("code", "from delib.records import Run")]
-    end = ("code", 'Run("00_first", globals()).write()')
-    path.write_text(notebook([*begin, *(("code", source) for source in extra), end]))
+@pytest.fixture
+def toy(project: Any) -> Path:
+    project.profiles("[10_toy.smoke]\nepochs = 1\n")
+    path: Path = project.notebook("10_toy", RECORD, parameters=PARAMETERS)
     return path
 
 
-# --- Parameters -------------------------------------------------------------------------------------------------
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"epohcs": 3}, "no parameter `epohcs`; did you mean `epochs`?"),
-        ({"zzz": 3}, "it takes profile, seed, epochs, rate, deep, sparsities"),
-        ({"epochs": 2.5}, "`epochs` must be a whole number such as 2, got 2.5"),
-        ({"epochs": True}, "`epochs` must be a whole number"),
-        ({"deep": "true"}, "`deep` must be true or false"),
-        ({"deep": 1}, "`deep` must be true or false"),
-        ({"rate": "0.1"}, "`rate` must be a finite number"),
-        ({"rate": float("nan")}, "`rate` must be a finite number"),
-        ({"sparsities": [0.5, "a"]}, "`sparsities` must be a list"),
-        ({"sparsities": 0.5}, "`sparsities` must be a list"),
-    ],
-)
-def test_wrong_parameters_are_refused_in_one_line(project: Path, given: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError) as error:
-        parameters.check_parameters(project / "notebooks" / "00_first.ipynb", given)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+def outputs(executed: Path) -> list[list[dict[str, Any]]]:
+    """The outputs of each code cell."""
+    cells = json.loads(executed.read_text())["cells"]
+    return [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("rate", "1e-3", 0.001),
-        ("rate", "2", 2.0),
-        ("rate", "-.5", -0.5),
-        ("epochs", "7", 7),
-        ("deep", "true", True),
-        ("deep", "False", False),
-        ("profile", "true", "true"),
-        ("sparsities", "[0.25, 1]", [0.25, 1.0]),
-        ("sparsities", "[]", []),
-    ],
-)
-def test_a_command_lines_text_becomes_the_type_of_the_default(
-    project: Path, name: str, text: str, value: object
+@pytest.fixture
+def executions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stands in for papermill: keeps the values that notebooks are given, and leaves what a run leaves."""
+    given: list[dict[str, Any]] = []
+
+    def execute(source: str, target: str, values: dict[str, Any], **_: Any) -> None:
+        given.append(values)
+        shutil.copy(source, target)
+        record = Path(os.environ["DELIB_RUN"], "records", f"{Path(source).stem}.json")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"metrics": {"toy.runs": len(given)}}))
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    return given
+
+
+def test_a_run_leaves_the_executed_notebook_and_its_record(project: Any) -> None:
+    project.profiles("[10_toy.smoke]\nepochs = 1\n")
+    cells = (
+        'from delib.records import Run\nrun = Run("10_toy", globals())\nderived = 10 * epochs',
+        "import torch\nfrom delib.evolve import evolve\nnetwork = torch.nn.Sequential(torch.nn.Linear(4, 3))\n"
+        "evolve(network, torch.rand(8, 4), 0.5).sparsities[-1]",
+        'run.add("toy", derived=derived)\nrun.write().name',
+    )
+    project.notebook("10_toy", *cells, parameters=PARAMETERS)
+    before = dict(os.environ)
+    result = run("10_toy", "smoke", {"rate": "1e-3"}, text=True)
+    assert result == Result(
+        project.reports / "smoke-custom" / "notebooks" / "10_toy.ipynb",
+        project.reports / "smoke-custom" / "records" / "10_toy.json",
+        reused=False,
+    )
+    record = json.loads(result.record.read_text())
+    assert record["parameters"] == {"profile": "smoke", "seed": 0, "epochs": 1, "rate": 0.001}
+    assert record["metrics"] == {"toy.derived": 10}, "what follows from a parameter follows from the value of this run"
+    shown = [[output["output_type"] for output in cell] for cell in outputs(result.notebook)]
+    assert shown == [[], [], [], ["execute_result"], ["execute_result"]], "values, and no bars of progress"
+    assert files(project.reports) == [f"smoke-custom/{name}" for name in RESULTS]
+    assert dict(os.environ) == before
+
+
+RESULTS = ["notebooks/10_toy.ipynb", "records/10_toy.fingerprint", "records/10_toy.json"]
+
+
+def test_values_over_profile_over_notebook(toy: Path, executions: list[dict[str, Any]]) -> None:
+    run("10_toy", "quick")
+    run("10_toy", "smoke")
+    run("10_toy", "smoke", {"epochs": 7, "rate": 1})
+    assert executions == [{}, {"profile": "smoke", "epochs": 1}, {"profile": "smoke", "epochs": 7, "rate": 1.0}]
+
+
+def test_a_second_run_is_skipped_until_something_changes(
+    project: Any, toy: Path, executions: list[dict[str, Any]]
 ) -> None:
-    checked = parameters.check_parameters(project / "notebooks" / "00_first.ipynb", {name: text}, text=True)
-    assert checked == {name: value}
-    assert type(checked[name]) is type(value)
+    def runs_again(**options: Any) -> bool:
+        before = len(executions)
+        result = run("10_toy", "smoke", **options)
+        assert result.reused == (len(executions) == before)
+        return not result.reused
+
+    assert runs_again()
+    assert not runs_again()
+    assert runs_again(force=True)
+    project.notebook("10_toy", RECORD, "1 + 1", parameters=PARAMETERS)
+    assert runs_again(), "a cell was added"
+    project.profiles("[10_toy.smoke]\nepochs = 2\n[11_other.smoke]\nx = 1\n")
+    assert runs_again(), "the profile changed"
+    project.profiles("[10_toy.smoke]\nepochs = 2\n")
+    assert not runs_again(), "another notebook's profile is none of its business"
+    for lost in RESULTS:
+        (project.reports / "smoke" / lost).unlink()
+        assert runs_again(), f"{lost} was gone"
+    assert not runs_again()
 
 
-@pytest.mark.parametrize("text", ["3.5", "three", "true", "", "[1]"])
-def test_text_that_is_no_whole_number_is_refused_for_one(project: Path, text: str) -> None:
-    with pytest.raises(ValueError, match="`epochs` must be a whole number"):
-        parameters.check_parameters(project / "notebooks" / "00_first.ipynb", {"epochs": text}, text=True)
+def test_a_change_of_delib_makes_results_stale_but_one_of_the_report_does_not(
+    toy: Path, executions: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(ROOT / "delib", package)
+    monkeypatch.setattr(runner, "__file__", str(package / "runner.py"))
+    run("10_toy", "smoke")
+    for around in ("report", "cli", "claims"):
+        with (package / f"{around}.py").open("a") as file:
+            file.write("# changed\n")
+    assert run("10_toy", "smoke").reused
+    with (package / "quantize.py").open("a") as file:
+        file.write("# changed\n")
+    assert not run("10_toy", "smoke").reused
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("batch = 2 * 64  # images", "is no literal"),
-        ("import os  # no", "only `name = literal  # comment`"),
-        ("batch = 64", "needs a comment"),
-        ("pair = (1, 2)  # a tuple, which JSON does not know", "only `name = literal  # comment`"),
-        ("batch = (  # images", "not Python"),
-    ],
-)
-def test_a_parameters_cell_holds_commented_literals_only(project: Path, line: str, message: str) -> None:
-    path = write_first(project, parameters_cell=PARAMETERS + line)
-    with pytest.raises(ValueError, match=message):
-        parameters.read_parameters(path)
-
-
-def test_a_parameters_cell_must_name_profile_and_seed(project: Path) -> None:
-    path = write_first(project, parameters_cell='profile = "quick"  # which')
-    with pytest.raises(ValueError, match="must define `seed`"):
-        parameters.read_parameters(path)
-
-
-def test_what_is_no_notebook_is_named(project: Path) -> None:
-    path = project / "notebooks" / "02_bad.ipynb"
-    path.write_text('{"cells": 3')
-    with pytest.raises(ValueError, match=r"02_bad\.ipynb: not a notebook"):
-        runner.run(path)
-
-
-@pytest.mark.parametrize(
-    ("section", "message"),
-    [
-        ("[00_first.smoke]\nepcohs = 1", "profile smoke: 00_first has no parameter `epcohs`; did you mean `epochs`?"),
-        ("[00_first.smoke]\nepochs = 'one'", "profile smoke: 00_first: parameter `epochs` must be a whole number"),
-        ("[00_first.quick]\nepochs = 1", "quick is the parameters cell itself"),
-        ("[00_first.smoke", "profiles.toml: "),
-    ],
-)
-def test_a_wrong_profile_section_is_refused(project: Path, section: str, message: str) -> None:
-    (project / "notebooks" / "profiles.toml").write_text(section)
-    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
-        runner.run("00_first", "smoke")
-
-
-# --- Runs -------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_takes_the_profiles_values_and_leaves_notebook_and_record(compiled: Path) -> None:
-    executed = compiled / "reports" / "smoke" / "notebooks" / "00_first.ipynb"
-    assert "batch 1, epochs 1, rate 1.0, deep False" in cells_of(executed)
-    record = json.loads((compiled / "reports" / "smoke" / "records" / "00_first.json").read_text())
-    assert record["parameters"]["profile"] == "smoke"
-    assert record["metrics"] == {"net.accuracy": 0.9, "net.magnitude": 0.8, "net.epochs": 1}
-    hidden = [path for path in executed.parent.iterdir() if path.name.startswith(".")]
-    assert hidden == []
-
-
-def test_what_is_up_to_date_is_not_run_again_and_what_changed_is(project: Path) -> None:
-    path = write_first(project, "print('one')")
-    assert not runner.run(path).reused
-    assert runner.run("00_first").reused
-
-    write_first(project, "print('two')")
-    changed = runner.run("00_first")
-    assert not changed.reused
-    assert "two" in cells_of(changed.notebook)
-
-    changed.record.unlink()
-    assert not runner.run("00_first").reused
-
-
-def test_every_ingredient_of_a_result_is_in_its_fingerprint(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = project / "notebooks" / "00_first.ipynb"
-    prints = {runner._fingerprint(path, {}), runner._fingerprint(path, {"epochs": 3})}
-    (project / "requirements.lock").write_text("torch==1\n")
-    prints.add(runner._fingerprint(path, {}))
+def test_other_versions_or_another_lock_make_results_stale(
+    project: Any, toy: Path, executions: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("10_toy", "smoke")
+    (project.root / "requirements.lock").write_text("torch==1\n")
+    assert not run("10_toy", "smoke").reused
     monkeypatch.setattr(runner, "package_versions", lambda: {"torch": "0.1"})
-    prints.add(runner._fingerprint(path, {}))
-    write_first(project)
-    prints.add(runner._fingerprint(path, {}))
-    assert len(prints) == 5
+    assert not run("10_toy", "smoke").reused
+    assert run("10_toy", "smoke").reused
 
 
-def test_a_run_with_other_parameters_leaves_the_profiles_results_alone(project: Path) -> None:
-    write_first(project)
-    own = runner.run("00_first")
-    before = own.record.read_bytes()
-    custom = runner.run("00_first", parameters={"epochs": "5"}, text=True)
-    named = runner.run("00_first", parameters={"epochs": 6}, into="mine")
-
-    assert own.record.read_bytes() == before
-    assert read_records("quick-custom")["00_first"]["parameters"]["epochs"] == 5
-    assert read_records("mine")["00_first"]["parameters"]["epochs"] == 6
-    assert custom.notebook.parent.parent.name == "quick-custom"
-    assert named.record == project / "reports" / "mine" / "records" / "00_first.json"
-    with pytest.raises(ValueError, match="another folder"):
-        runner.run("00_first", parameters={"epochs": 5}, into="quick")
-    with pytest.raises(ValueError, match="--profile"):
-        runner.run("00_first", parameters={"profile": "smoke"})
+def test_an_unchanged_notebook_saved_again_by_an_editor_is_not_run_again(
+    toy: Path, executions: list[dict[str, Any]]
+) -> None:
+    run("10_toy", "smoke")
+    content = json.loads(toy.read_text())
+    content["cells"][2].update(execution_count=5, outputs=[])
+    content["metadata"]["language_info"] = {"name": "python", "version": "3.12"}
+    toy.write_text(json.dumps(content))
+    assert run("10_toy", "smoke").reused
 
 
-def test_a_failing_run_names_cell_and_exception_and_keeps_the_last_good_result(project: Path) -> None:
-    write_first(project, "print('good')")
-    good = runner.run("00_first")
-    write_first(project, "shares = [0.5]\nshares[3]")
-    with pytest.raises(runner.RunFailed) as error:
-        runner.run("00_first")
+def test_a_trial_never_replaces_a_profile_s_results(
+    project: Any, toy: Path, executions: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    own = run("10_toy", "smoke")
+    kept = own.record.read_bytes()
+    trial = run("10_toy", "smoke", {"epochs": 9})
+    assert trial.record.parents[1] == project.reports / "smoke-custom"
+    elsewhere = run("10_toy", "smoke", {"epochs": 9}, into="trial")
+    assert elsewhere.record.parents[1] == project.reports / "trial"
+    assert run("10_toy", "smoke", {"epochs": 9}, into=tmp_path / "x").notebook.parents[1] == tmp_path / "x"
+    for folder in ("smoke", "quick", "paper", "reference", "./smoke", project.reports / "quick"):
+        with pytest.raises(ValueError, match="give a run with other parameters another folder"):
+            run("10_toy", "smoke", {"epochs": 9}, into=folder)
+    assert own.record.read_bytes() == kept
+    assert run("10_toy", "smoke").reused
 
-    failed = good.notebook.with_name("00_first.failed.ipynb")
-    message = str(error.value)
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"epoch": 1}, "no parameter `epoch`; did you mean `epochs`"),
+        ({"epochs": 0.5}, "`epochs` must be a whole number"),
+        ({"profile": "paper"}, "choose it with --profile"),
+    ],
+)
+def test_parameters_that_do_not_fit_stop_before_anything_runs(
+    project: Any, toy: Path, executions: list[dict[str, Any]], parameters: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        run("10_toy", "smoke", parameters)
+    assert executions == []
+    assert not project.reports.exists()
+
+
+def test_notebooks_are_found_by_path_and_by_name(project: Any, toy: Path) -> None:
+    assert {runner.find_notebook(name) for name in ("10_toy", "10_toy.ipynb", "notebooks/10_toy.ipynb", toy)} == {toy}
+    with pytest.raises(ValueError, match="no notebook 10_tay; did you mean 10_toy"):
+        runner.find_notebook("10_tay")
+    with pytest.raises(ValueError, match="no notebook zzz; notebooks/ has 10_toy"):
+        runner.find_notebook("zzz")
+
+
+def test_the_sequence_runs_in_order(project: Any, toy: Path, executions: list[dict[str, Any]]) -> None:
+    for name in ("02_b", "00_a"):
+        project.notebook(name)
+    (project.root / "notebooks" / "scratch.ipynb").write_text("no part of the sequence")
+    assert [result.notebook.stem for result in runner.run_all("quick")] == ["00_a", "02_b", "10_toy"]
+    assert all(result.reused for result in runner.run_all("quick"))
+
+
+def test_a_failing_notebook_is_kept_aside_and_named_in_one_line(project: Any, toy: Path) -> None:
+    good = run("10_toy", "smoke").notebook.read_bytes()
+    project.notebook("10_toy", "\n# a comment\nhalf = epochs / 0\n", RECORD, parameters=PARAMETERS)
+    with pytest.raises(RunFailed) as failure:
+        run("10_toy", "smoke")
+    folder = project.reports / "smoke"
+    failed = folder / "notebooks" / "10_toy.failed.ipynb"
+    message = str(failure.value)
+    assert message.startswith("10_toy: cell In [3] (`# a comment`) raised ZeroDivisionError: division by zero")
+    assert message.endswith(str(failed))
     assert "\n" not in message
-    assert "00_first: cell In [3] (`shares = [0.5]`) raised IndexError: list index out of range" in message
-    assert str(failed) in message
-    assert "IndexError" in cells_of(failed)
-    assert "good" in cells_of(good.notebook)
-    assert not runner.run(write_first(project, "print('good')")).reused
+    assert "ZeroDivisionError" in {output.get("ename") for cell in outputs(failed) for output in cell}
+    assert (folder / "notebooks" / "10_toy.ipynb").read_bytes() == good
+    assert files(folder) == ["notebooks/10_toy.failed.ipynb", "notebooks/10_toy.ipynb", "records/10_toy.json"]
+    project.notebook("10_toy", RECORD, parameters=PARAMETERS)
+    assert not run("10_toy", "smoke").reused, "what failed since is run again"
     assert not failed.exists()
 
 
-def test_a_notebook_that_leaves_no_record_is_refused(project: Path) -> None:
-    path = project / "notebooks" / "00_first.ipynb"
-    path.write_text(notebook([("code", PARAMETERS, "parameters")]))
-    with pytest.raises(runner.RunFailed, match="left no record"):
-        runner.run(path)
+def test_a_dead_kernel_and_a_missing_record_are_said(project: Any, toy: Path) -> None:
+    project.notebook("10_toy", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", parameters=PARAMETERS)
+    with pytest.raises(RunFailed, match=r"^10_toy: its kernel died"):
+        run("10_toy", "smoke")
+    assert files(project.reports) == []
+    project.notebook("10_toy", "1 + 1", parameters=PARAMETERS)
+    with pytest.raises(RunFailed, match=r"^10_toy ran but left no record; its last cell must call"):
+        run("10_toy", "smoke")
+    assert "records/10_toy.fingerprint" not in files(project.reports / "smoke")
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_leaves_no_half_written_file(project: Path, ending: signal.Signals) -> None:
-    began = project / "began"
-    path = write_first(project, f"import pathlib, time\n\npathlib.Path({str(began)!r}).touch()\ntime.sleep(60)")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "delib", "run", str(path)], env=os.environ | {"DELIB_HOME": str(project)}
-    )
-    deadline = time.monotonic() + 60
-    while not began.exists() and time.monotonic() < deadline:
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def until(happened: Callable[[], bool], seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if happened():
+            return True
         time.sleep(0.05)
-    assert began.exists()
-    process.send_signal(ending)
-    assert process.wait(timeout=30) != 0
-    left = {file.name for file in (project / "reports").rglob("*") if file.is_file()}
-    assert left <= {"claims.toml", "00_first.failed.ipynb"}
+    return False
 
 
-def test_an_unknown_notebook_or_profile_is_answered_with_what_there_is(project: Path) -> None:
-    with pytest.raises(ValueError, match="did you mean 01_second"):
-        runner.run("01_secnod")
-    with pytest.raises(ValueError, match="choose one of smoke, quick, paper"):
-        runner.run("00_first", "fast")
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_leaves_the_old_results_and_no_half_written_file(
+    project: Any, toy: Path, tmp_path: Path, end: signal.Signals
+) -> None:
+    run("10_toy", "smoke")
+    before = {name: (project.reports / name).read_bytes() for name in files(project.reports)}
+    begun = tmp_path / "begun"
+    slow = f"import os, time\nopen({str(begun)!r}, 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)"
+    project.notebook("10_toy", slow, RECORD, parameters=PARAMETERS)
+    command = [sys.executable, "-m", "delib", "run", "10_toy", "--profile", "smoke"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert until(lambda: begun.is_file() and begun.read_text().endswith("\n")), "the notebook did not start"
+    process.send_signal(end)
+    said = "".join(process.communicate(timeout=60))
+    assert process.returncode not in (0, None)
+    assert "Traceback" not in said
+    kernel = int(begun.read_text())
+    assert until(lambda: not alive(kernel), 20), "the kernel goes on computing"
+    left = {name: (project.reports / name).read_bytes() for name in files(project.reports)}
+    del before["smoke/records/10_toy.fingerprint"]  # so that the next call runs it again
+    assert left == before
+    assert set(read_records("smoke")) == {"10_toy"}

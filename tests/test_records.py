@@ -1,0 +1,155 @@
+"""Records: files whole or not at all, metrics that are numbers, the parameters as they were."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from delib import records
+from delib.records import Run, atomic_path, git_revision, read_records, write_bytes, write_json
+
+
+def everything_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("stop", [OSError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, stop: type[BaseException]) -> None:
+    path = tmp_path / "a.bin"
+    write_bytes(path, b"old")
+
+    def write_half() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"half of the ne")
+            raise stop
+
+    with pytest.raises(stop):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert everything_in(tmp_path) == ["a.bin"]
+
+
+def test_a_file_appears_under_its_name_only_when_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.bin"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        assert not path.exists()
+    assert path.read_bytes() == b"half"
+    assert everything_in(tmp_path) == ["a.bin"]
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": math.nan})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def made_run(**more: object) -> Run:
+    return Run("10_toy", {"profile": "smoke", "seed": 3, **more})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, torch.tensor(math.nan), np.float32("inf")])
+def test_metrics_that_are_no_finite_numbers_are_refused_by_name(value: float) -> None:
+    run = made_run()
+    with pytest.raises(ValueError, match=r"lenet5\.loss is (nan|-?inf|tensor)"):
+        run.add("lenet5", loss=value)
+    assert run.metrics == {}
+
+
+def test_metrics_become_plain_numbers_under_the_network_s_name() -> None:
+    run = made_run()
+    run.add("lenet5", bits=4, loss=torch.tensor(0.5), share=np.float64(0.25), count=np.int64(7))
+    assert run.metrics == {"lenet5.bits": 4, "lenet5.loss": 0.5, "lenet5.share": 0.25, "lenet5.count": 7}
+    assert {type(value) for value in run.metrics.values()} <= {int, float}
+    assert type(run.metrics["lenet5.bits"]) is int
+
+
+def test_parameters_are_the_literals_and_nothing_that_was_imported() -> None:
+    parameters = {"targets": {"a": {"fc1": 0.5}}, "names": ["x", "y"], "limit": None, "exact": True, "rate": 1e-3}
+    imported = {"PLACEMENTS": {"kmeans": math.floor}, "math": math, "torch": torch, "floor": math.floor, "Path": Path}
+    jupyter = {"_i1": "seed = 3", "__name__": "__main__", "In": ["", "seed = 3"], "Out": {}, "_": 5, "ids": {1: 2}}
+    run = made_run(**parameters, **imported, **jupyter)
+    assert run.parameters == {"profile": "smoke", "seed": 3, **parameters}
+
+
+@pytest.mark.parametrize("missing", ["profile", "seed"])
+def test_a_run_without_profile_or_seed_is_no_run(missing: str) -> None:
+    namespace = {"profile": "smoke", "seed": 0}
+    del namespace[missing]
+    with pytest.raises(ValueError, match=rf"10_toy: .*`{missing}`"):
+        Run("10_toy", namespace)
+
+
+def test_a_record_tells_how_to_repeat_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELIB_RUN", str(tmp_path / "run"))
+    run = made_run(epochs=2)
+    run.data["train"] = "ab" * 32
+    run.add("toy", accuracy=0.5)
+    path = run.write()
+    assert path == tmp_path / "run" / "records" / "10_toy.json"
+    record = read_records(tmp_path / "run")["10_toy"]
+    assert record["parameters"] == {"profile": "smoke", "seed": 3, "epochs": 2}
+    assert record["seed"] == 3
+    assert record["threads"] == torch.get_num_threads()
+    assert record["versions"]["torch"] == version("torch")
+    assert {"python", "numpy", "constriction", "delib"} <= set(record["versions"])
+    assert record["data"] == {"train": "ab" * 32}
+    assert record["metrics"] == {"toy.accuracy": 0.5}
+    assert record["seconds"] >= 0
+    assert record["device"]
+    assert record["machine"]
+    assert record["git_revision"]
+
+
+def test_without_the_runner_a_run_writes_to_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELIB_HOME", str(tmp_path))
+    monkeypatch.delenv("DELIB_RUN", raising=False)
+    assert made_run().folder == tmp_path / "reports" / "smoke"
+
+
+def test_records_come_in_the_notebooks_order_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    for name in ("01_b", "00_a"):
+        write_json(tmp_path / "records" / f"{name}.json", {"metrics": {}})
+    assert list(read_records(tmp_path)) == ["00_a", "01_b"]
+    for broken in ("{", "[]", '{"seed": 1}'):
+        (tmp_path / "records" / "01_b.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"01_b\.json"):
+            read_records(tmp_path)
+    assert read_records(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_revision_is_the_commit_and_says_if_files_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    package = tmp_path / "delib" / "records.py"
+    write_bytes(package, b"# one\n")
+    monkeypatch.setattr(records, "__file__", str(package))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_revision() == "unknown"
+    git("init", "-q")
+    (tmp_path / "other.txt").write_text("someone else's")
+    git("add", "other.txt")
+    git("commit", "-qm", "without the package")
+    assert git_revision() == "unknown", "installed inside another project, whose commits say nothing of delib"
+    git("add", "delib")
+    git("commit", "-qm", "with it")
+    commit = git("rev-parse", "HEAD")
+    assert git_revision() == commit
+    write_bytes(tmp_path / "reports" / "quick" / "index.html", b"what a run writes is no change of the code")
+    assert git_revision() == commit
+    package.write_text("# two\n")
+    assert git_revision() == f"{commit}+changes"
