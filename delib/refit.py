@@ -281,8 +281,8 @@ def zeroing_changes(moments: Moments, matrix: Tensor, candidates: Tensor) -> Ten
     """By how much each candidate set would change the layer's squared output error, uncompensated: [population].
 
     ``candidates`` [population, size] are flat indices into the layer's weight, without repeats within a set. Zeroing
-    the weights e of a row adds e G eᵀ + 2 e·(c - w G). Only the rows of G that a set touches are read, so the cost depends
-    on the size of the sets and not on the number of calibration inputs.
+    the weights e of a row adds e G eᵀ + 2 e·(c - w G). Only the rows of G that a set touches are read, so the cost
+    depends on the size of the sets and not on the number of calibration inputs.
     """
     rows, k = matrix.shape
     width = k - moments.bias
