@@ -281,40 +281,34 @@ def zeroing_changes(moments: Moments, matrix: Tensor, candidates: Tensor) -> Ten
     """By how much each candidate set would change the layer's squared output error, uncompensated: [population].
 
     ``candidates`` [population, size] are flat indices into the layer's weight, without repeats within a set. Zeroing
-    the weights e of a row adds e G eᵀ + 2 e·(c - w G). Only entries of G between weights of one row and set are read,
-    so the cost depends on the size of the sets and not on the number of calibration inputs.
+    the weights e of a row adds e G eᵀ + 2 e·(c - w G). Only the rows of G that a set touches are read, so the cost
+    depends on the size of the sets and not on the number of calibration inputs.
     """
     rows, k = matrix.shape
     width = k - moments.bias
     weights = matrix.to(moments.gram.dtype)
     slope = 2 * (moments.cross - moments.apply(weights))
-    population = len(candidates)
-    row, column = candidates // width, candidates % width
-    line = (row + rows * torch.arange(population, device=row.device)[:, None]).flatten()  # one for each set and row
-    order = line.argsort()
-    line, column = line[order], column.flatten()[order]
-    counts = torch.bincount(line, minlength=population * rows)
-    removed = weights[line % rows, column]
-    linear = torch.zeros(population * rows, dtype=weights.dtype, device=row.device)
-    linear.index_add_(0, line, removed * slope[line % rows, column])
-    changes = linear + _quadratic_forms(moments, counts, column, removed, rows)
-    return changes.view(population, rows).sum(1)
+    changes = []
+    for candidate in candidates.sort(dim=1).values:
+        row, column = candidate // width, candidate % width
+        removed = weights[row, column]
+        images = _removed_images(moments, row, column, removed, rows)
+        changes.append((removed * (slope[row, column] + images)).sum())
+    return torch.stack(changes)
 
 
-def _quadratic_forms(moments: Moments, counts: Tensor, column: Tensor, removed: Tensor, rows: int) -> Tensor:
-    """e G eᵀ for lines of ``counts`` consecutive entries: columns ``column`` and values ``removed``."""
-    forms = torch.zeros(len(counts), dtype=removed.dtype, device=removed.device)
-    begins = counts.cumsum(0) - counts
-    lines = counts.argsort()
-    lines = lines[int((counts == 0).sum()) :]
-    while len(lines):
-        size = int(counts[lines[-1]])
-        chunk, lines = lines[-max(1, PIECE // size**2) :], lines[: -max(1, PIECE // size**2)]
-        places = torch.arange(size, device=counts.device)
-        real = places < counts[chunk, None]
-        at = torch.where(real, begins[chunk, None] + places, 0)
-        c, e = column[at], removed[at] * real
-        group = chunk % rows // (rows // moments.groups)
-        block = moments.gram[group[:, None, None], c[:, :, None], c[:, None, :]]
-        forms[chunk] = ((block @ e[..., None])[..., 0] * e).sum(1)
-    return forms
+def _removed_images(moments: Moments, row: Tensor, column: Tensor, removed: Tensor, rows: int) -> Tensor:
+    """(e G)_j for each removed weight j, e being the removed weights of its row; ``row`` is sorted. [size]."""
+    k = moments.gram.shape[-1]
+    place = row // (rows // moments.groups) * k + column  # in the Gram matrices stacked one below the other
+    images = torch.empty_like(removed)
+    ends = torch.bincount(row, minlength=rows).cumsum(0)
+    for first in range(0, rows, step := max(1, PIECE // k)):
+        last = min(first + step, rows) - 1
+        begin, end = int(ends[first - 1]) if first else 0, int(ends[last])
+        offsets = torch.cat([ends.new_tensor([begin]), ends[first:last]]) - begin
+        e_gram = F.embedding_bag(
+            place[begin:end], moments.gram.view(-1, k), offsets, mode="sum", per_sample_weights=removed[begin:end]
+        )
+        images[begin:end] = e_gram[row[begin:end] - first, column[begin:end]]
+    return images

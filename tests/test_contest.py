@@ -1,6 +1,7 @@
 """The compensated contest against brute force, nesting, and what the cycle makes of them."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from delib.assess import Suffix, importance, kl, mse, soft_kl
 from delib.contest import compensated, growing, prescreen
 from delib.evolve import evolve
 from delib.networks import predict, weight_layers, weight_of
+from delib.newton import newton
 from delib.propose import CRITERIA, Site, admm, agreed, hessian, magnitude, obs, propose
 from delib.refit import bias_of, matrix_of, moments, put_matrix, refit, with_bias
 
@@ -175,3 +177,31 @@ def test_compensation_lowers_the_divergence() -> None:
     fitted = end(criterion=admm, compensate=True, share=1.0, population=4)
     assert fitted < 0.5 * end(criterion=magnitude)
     assert fitted == end(criterion=admm, compensate=True, share=1.0, population=4)
+
+
+def test_compensation_works_on_convolutions_with_groups_skips_and_several_outputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 3, padding=1, groups=2)
+            self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            x = self.norm(self.a(x)).relu()
+            return [self.head((x + self.b(x)).mean((2, 3))), x]
+
+    def squares(student: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:
+        return mse(student[0], teacher[0]) + mse(student[1], teacher[1])
+
+    torch.manual_seed(0)
+    teacher, images = Two().eval(), torch.randn(40, 2, 6, 6)
+    options = {"population": 4, "share": 0.5, "criterion": [admm, obs], "compensate": True, "divergence": squares}
+    recovery = partial(newton, inputs=images, divergence=squares)
+    plain = evolve(teacher, images, 0.6, **options).student
+    recovered = evolve(teacher, images, 0.6, recovery=recovery, **options).student
+    for student in (plain, recovered):
+        zeros = {name: int((weight_of(layer) == 0).sum()) for name, layer in weight_layers(student).items()}
+        assert zeros == {"a": 43, "b": 43, "head": 7}
+    with torch.no_grad():
+        ends = [float(squares(student(images), teacher(images))) for student in (recovered, plain)]
+    assert ends[0] < ends[1]
