@@ -62,18 +62,16 @@ def run(
 def report(
     profile: Profile = "quick",
     force: Annotated[bool, typer.Option("--force", help="Run every notebook even if nothing changed.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run at a time.")] = 2,
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
     """Run what changed of all notebooks, then compile reports/<profile>/index.html and print its path."""
     from delib import report, runner
 
-    for notebook in runner.sequence():
-        typer.echo(f"{notebook.stem} ({profile}) … ", nl=False, err=True)
-        outcome = "stopped"
-        try:
-            outcome = "up to date" if runner.run(notebook, profile, force=force).reused else "done"
-        finally:
-            typer.echo(outcome, err=True)
+    def tell(notebook: str, outcome: str) -> None:
+        typer.echo(f"{notebook} ({profile}) … {outcome}", err=True)
+
+    runner.run_all(profile, force=force, jobs=jobs, tell=tell)
     index = report.compile_report(profile)
     typer.echo(str(index))
     if show:

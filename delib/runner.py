@@ -7,9 +7,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,10 @@ from delib.records import package_versions, project_root, record_path, report_fo
 AROUND = ("__main__", "claims", "cli", "pages", "parameters", "report", "runner")
 # Folders of reports that a run with parameters of its own must not write to.
 PROTECTED = (*PROFILES, "reference")
+
+
+# Notebooks that run at a time: the smaller ones keep to one thread each, and two cores are what a laptop has at least.
+JOBS = 2
 
 
 class RunFailed(RuntimeError):
@@ -99,9 +106,26 @@ def run(
     return result
 
 
-def run_all(profile: str = "quick", *, force: bool = False) -> list[Result]:
-    """Run every notebook of the sequence in a profile, in order; those up to date are skipped."""
-    return [run(notebook, profile, force=force) for notebook in sequence()]
+def run_all(
+    profile: str = "quick",
+    *,
+    force: bool = False,
+    jobs: int = JOBS,
+    tell: Callable[[str, str], None] = lambda notebook, outcome: None,
+) -> list[Result]:
+    """Run every notebook of the sequence in a profile; those up to date are skipped.
+
+    ``jobs`` notebooks run at a time, each in a process of its own, for each can run alone. ``tell`` hears the outcome
+    of each as it comes: done, up to date or stopped. If some stop, the others are still finished, and the first
+    stopped one's error is raised.
+    """
+    paths = sequence()
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        runs = {pool.submit(run, path, profile, force=force): path.stem for path in paths}
+        for finished in as_completed(runs):
+            stopped = finished.exception() is not None
+            tell(runs[finished], "stopped" if stopped else "up to date" if finished.result().reused else "done")
+    return [finished.result() for finished in runs]
 
 
 def _fingerprint(notebook: Path, values: Mapping[str, Any]) -> str:
@@ -128,7 +152,11 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
     working = executed.with_name(f".{executed.stem}.{os.getpid()}.ipynb")
     failed = executed.with_name(f"{executed.stem}.failed.ipynb")
     try:
-        with _environment(DELIB_BATCH="1", DELIB_RUN=str(folder), TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1"):
+        variables = {"DELIB_BATCH": "1", "DELIB_RUN": str(folder), "TQDM_DISABLE": "1"}
+        with (
+            _environment(**variables, PYDEVD_DISABLE_FILE_VALIDATION="1"),
+            tempfile.TemporaryDirectory(prefix="delib-") as sockets,  # of its own: kernels run side by side
+        ):
             papermill.execute_notebook(
                 str(notebook),
                 str(working),
@@ -138,7 +166,7 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
                 cwd=str(notebook.parent),
                 request_save_on_cell_execute=False,  # no half-written file, whatever ends this process
                 # Between processes of this machine, not over TCP, where other users could read along.
-                config=Config(KernelManager={"transport": "ipc"}),
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 progress_bar={"leave": False} if sys.stderr.isatty() else False,
             )

@@ -203,12 +203,19 @@ def test_notebooks_are_found_by_path_and_by_name(project: Any, toy: Path) -> Non
         runner.find_notebook("zzz")
 
 
-def test_the_sequence_runs_in_order(project: Any, toy: Path, executions: list[dict[str, Any]]) -> None:
+def test_the_sequence_runs_side_by_side_and_a_stopped_one_holds_up_no_other(project: Any) -> None:
     for name in ("02_b", "00_a"):
-        project.notebook(name)
+        project.notebook(name, f'from delib.records import Run\nRun("{name}", globals()).write()')
     (project.root / "notebooks" / "scratch.ipynb").write_text("no part of the sequence")
-    assert [result.notebook.stem for result in runner.run_all("quick")] == ["00_a", "02_b", "10_toy"]
-    assert all(result.reused for result in runner.run_all("quick"))
+    heard: list[tuple[str, str]] = []
+    results = runner.run_all("quick", tell=lambda *outcome: heard.append(outcome))
+    assert [result.notebook.stem for result in results] == ["00_a", "02_b"]
+    assert sorted(heard) == [("00_a", "done"), ("02_b", "done")]
+    project.notebook("01_c", "1 / 0")
+    heard.clear()
+    with pytest.raises(runner.RunFailed, match="01_c"):
+        runner.run_all("quick", tell=lambda *outcome: heard.append(outcome))
+    assert sorted(heard) == [("00_a", "up to date"), ("01_c", "stopped"), ("02_b", "up to date")]
 
 
 def test_a_failing_notebook_is_kept_aside_and_named_in_one_line(project: Any, toy: Path) -> None:

@@ -1,0 +1,188 @@
+"""How sparse each layer should be when only the whole network's sparsity is given: layers trade zeros with each
+other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from delib.assess import Divergence, importance, kl
+from delib.contest import Rounds, growing
+from delib.networks import weight_layers, weight_of
+from delib.propose import Criterion, Site, draw, obs
+from delib.records import in_batch
+from delib.refit import bias_of, matrix_of, moments, put_matrix, refit
+
+LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+Levels = dict[str, int]  # the index into ``LEVELS`` that each layer has at present
+
+
+@dataclass(frozen=True)
+class Version:
+    """One layer at one level: its survivors' values (bias last), where they are, and what it is guessed to cost.
+
+    ``cost`` is half the importance-weighted mean squared error of the layer's outputs: the divergence to second order.
+    """
+
+    support: Tensor
+    values: Tensor
+    cost: float
+
+    def matrix(self) -> Tensor:
+        matrix = torch.zeros(self.support.shape, dtype=self.values.dtype, device=self.values.device)
+        matrix[self.support] = self.values
+        return matrix
+
+
+def allocate(
+    teacher: nn.Module,
+    inputs: Tensor,
+    sparsity: float,
+    *,
+    fixed: Mapping[str, float] | None = None,
+    criterion: Criterion = obs,
+    divergence: Divergence = kl,
+    generations: int = 40,
+    offspring: int = 8,
+    batch: int = 250,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Sparsity targets of all weight layers whose zeros add up to ``sparsity`` of the weights; layers ``fixed`` keep
+    theirs.
+
+    Every layer is sparsified alone to each of ``LEVELS`` and refitted. The start is the allocation of least total cost
+    by the layers' own errors. Then, for ``generations``, ``offspring`` mutants make one to three exchanges each, a
+    layer going one level up and others down as far as the budget allows; they compete by the network's divergence on
+    fresh, growing batches, and the parent joins the last round and stays unless beaten (EvoPress: Sieberling et al.
+    2024, section 3). ``inputs`` are calibration inputs. Raises ValueError if the budget cannot be met.
+    """
+    layers = weight_layers(teacher)
+    free = [name for name in layers if name not in (fixed or {})]
+    sizes = {name: weight_of(layers[name]).numel() for name in layers}
+    budget = round(sparsity * sum(sizes.values())) - sum(round(s * sizes[n]) for n, s in (fixed or {}).items())
+    if not 0 <= budget <= LEVELS[-1] * sum(sizes[name] for name in free):
+        raise ValueError(
+            f"layers {', '.join(free)} cannot hold the {budget} zeros that a sparsity of {sparsity} leaves them"
+        )
+    versions = {
+        name: layer_versions(teacher, name, inputs, criterion, divergence)
+        for name in tqdm(free, unit="layer", disable=not progress or in_batch())
+    }
+    zeros = {name: [round(level * sizes[name]) for level in LEVELS] for name in free}
+    chance = torch.Generator().manual_seed(seed)
+    parent = cheapest(zeros, {name: [v.cost for v in versions[name]] for name in free}, budget)
+    student = copy.deepcopy(teacher).eval()
+    for _ in tqdm(range(generations), unit="generation", disable=not progress or in_batch()):
+        children = [exchanged(parent, zeros, budget, chance) for _ in range(offspring)]
+        parent = _fittest(student, versions, parent, children, growing(inputs, teacher, batch, chance), divergence)
+    return dict(fixed or {}) | _trimmed(parent, zeros, sizes, budget)
+
+
+@torch.no_grad()
+def layer_versions(
+    teacher: nn.Module, name: str, inputs: Tensor, criterion: Criterion, divergence: Divergence
+) -> list[Version]:
+    """A layer at every one of ``LEVELS``: the criterion's least relevant weights zeroed, the survivors refitted."""
+    layer = teacher.get_submodule(name)
+    sums = moments(teacher, teacher, name, inputs)
+    weights = importance(teacher, layer, inputs[:1000], divergence).to(sums.gram.dtype)
+    versions = []
+    for level in LEVELS:
+        size = round(level * weight_of(layer).numel())
+        site = Site(weight_of(layer), inputs[:1], None, weight_of(layer).numel() - size, bias_of(layer))
+        site.moments, site.importance = sums, weights
+        dead = draw(criterion(site), site.living(), size, 1, 0.0, torch.Generator())[0]
+        support = site.support(dead)
+        matrix = refit(sums, support, matrix_of(layer)) if size else matrix_of(layer)
+        error = (sums.error(matrix) * weights).sum().clamp_min(0) if size else torch.zeros(())
+        versions.append(Version(support, matrix[support], float(error) / (2 * sums.count)))
+    return versions
+
+
+def cheapest(zeros: Mapping[str, Sequence[int]], costs: Mapping[str, Sequence[float]], budget: int) -> Levels:
+    """Levels with at least ``budget`` zeros in all at a small total cost: the best price per zero first, greedily.
+
+    ``zeros`` and ``costs`` give both for each layer and level. A layer may jump several levels at once, so that a dear
+    step does not hide a cheap one behind it.
+    """
+    levels = dict.fromkeys(zeros, 0)
+    while sum(zeros[name][level] for name, level in levels.items()) < budget:
+        jumps = [
+            ((costs[name][to] - costs[name][now]) / (zeros[name][to] - zeros[name][now]), name, to)
+            for name, now in levels.items()
+            for to in range(now + 1, len(zeros[name]))
+            if zeros[name][to] > zeros[name][now]
+        ]
+        _, name, to = min(jumps)
+        levels[name] = to
+    return relaxed(levels, zeros, budget, sorted(levels))
+
+
+def exchanged(levels: Levels, zeros: Mapping[str, Sequence[int]], budget: int, chance: torch.Generator) -> Levels:
+    """A mutant: one to three random layers go a level up, then all others, in random order, down as far as they may."""
+    mutant = dict(levels)
+    names = sorted(mutant)
+    order = [names[i] for i in torch.randperm(len(names), generator=chance).tolist()]
+    many = int(torch.randint(1, 4, (), generator=chance))
+    raised = [name for name in order if mutant[name] < len(zeros[name]) - 1][: min(many, max(1, len(names) - 1))]
+    for name in raised:
+        mutant[name] += 1
+    return relaxed(mutant, zeros, budget, [name for name in order if name not in raised])
+
+
+def relaxed(levels: Levels, zeros: Mapping[str, Sequence[int]], budget: int, order: Sequence[str]) -> Levels:
+    """Layers, in the given order, go down one level after the other while ``budget`` zeros remain."""
+    levels = dict(levels)
+    excess = sum(zeros[name][level] for name, level in levels.items()) - budget
+    for name in order:
+        while levels[name] and (freed := zeros[name][levels[name]] - zeros[name][levels[name] - 1]) <= excess:
+            levels[name] -= 1
+            excess -= freed
+    return levels
+
+
+@torch.no_grad()
+def _fittest(
+    student: nn.Module,
+    versions: Mapping[str, list[Version]],
+    parent: Levels,
+    children: list[Levels],
+    rounds: Rounds,
+    divergence: Divergence,
+) -> Levels:
+    """Successive halving of the children; the parent joins the last two and wins a tie."""
+    rivals = [child for child in children if child != parent]
+    while len(rivals) > 1 or parent not in rivals:
+        if len(rivals) <= 2 and parent not in rivals:
+            rivals = [parent, *rivals]
+        part, goal = next(rounds)
+        measured = []
+        for levels in rivals:
+            for name, level in levels.items():
+                put_matrix(student.get_submodule(name), versions[name][level].matrix())
+            measured.append(float(divergence(student(part), goal)))
+        order = sorted(range(len(rivals)), key=measured.__getitem__)
+        survivors = sorted(order[: max(1, len(rivals) // 2)])
+        if parent in rivals:
+            return rivals[order[0]]
+        rivals = [rivals[i] for i in survivors]
+    return parent
+
+
+def _trimmed(
+    levels: Levels, zeros: Mapping[str, Sequence[int]], sizes: Mapping[str, int], budget: int
+) -> dict[str, float]:
+    """The levels as sparsities, the largest layers lowered a little so that the zeros meet the budget to the weight."""
+    counts = {name: zeros[name][level] for name, level in levels.items()}
+    excess = sum(counts.values()) - budget
+    for name in sorted(counts, key=counts.__getitem__, reverse=True):
+        less = min(excess, counts[name])
+        counts[name] -= less
+        excess -= less
+    return {name: count / sizes[name] for name, count in counts.items()}
