@@ -120,12 +120,23 @@ def run_all(
     stopped one's error is raised.
     """
     paths = sequence()
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _leave_interrupts_to_the_parent) as pool:
         runs = {pool.submit(run, path, profile, force=force): path.stem for path in paths}
-        for finished in as_completed(runs):
-            stopped = finished.exception() is not None
-            tell(runs[finished], "stopped" if stopped else "up to date" if finished.result().reused else "done")
+        try:
+            for finished in as_completed(runs):
+                stopped = finished.exception() is not None
+                tell(runs[finished], "stopped" if stopped else "up to date" if finished.result().reused else "done")
+        except BaseException:
+            # The pool itself would first run all that it was given.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise
     return [finished.result() for finished in runs]
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _fingerprint(notebook: Path, values: Mapping[str, Any]) -> str:

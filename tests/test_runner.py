@@ -288,3 +288,24 @@ def test_an_interrupt_leaves_the_old_results_and_no_half_written_file(
     del before["smoke/records/10_toy.fingerprint"]  # so that the next call runs it again
     assert left == before
     assert set(read_records("smoke")) == {"10_toy"}
+
+
+def test_an_interrupted_report_stops_at_once_and_begins_nothing_more(project: Any, tmp_path: Path) -> None:
+    for i in range(3):
+        slow = (
+            f"import os, time\nopen({str(tmp_path)!r} + '/begun{i}', 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)"
+        )
+        project.notebook(f"0{i}_slow", slow, parameters=PARAMETERS)
+    command = [sys.executable, "-m", "delib", "report", "--profile", "smoke", "--jobs", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    begun = tmp_path / "begun0"
+    assert until(lambda: begun.is_file() and begun.read_text().endswith("\n")), "the notebook did not start"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    said = "".join(process.communicate(timeout=30))
+    assert process.returncode not in (0, None)
+    assert "Traceback" not in said
+    assert until(lambda: not alive(int(begun.read_text())), 20), "the kernel goes on computing"
+    assert not (tmp_path / "begun1").exists()
+    assert files(project.reports) == []
