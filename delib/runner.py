@@ -6,13 +6,14 @@ import difflib
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,10 @@ def run_all(
     stopped one's error is raised.
     """
     paths = sequence()
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _leave_interrupts_to_the_parent) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="delib-", ignore_cleanup_errors=True) as temporary,
+        ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (temporary,)) as pool,
+    ):
         runs = {pool.submit(run, path, profile, force=force): path.stem for path in paths}
         try:
             for finished in as_completed(runs):
@@ -135,8 +139,13 @@ def run_all(
     return [finished.result() for finished in runs]
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _begin_worker(temporary: str) -> None:
+    """A terminal's interrupt reaches every process: the parent alone answers it, by ending the others.
+
+    What they leave in the folder of temporary files, the parent removes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tempfile.tempdir = temporary
 
 
 def _fingerprint(notebook: Path, values: Mapping[str, Any]) -> str:

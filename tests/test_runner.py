@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -205,7 +206,7 @@ def test_notebooks_are_found_by_path_and_by_name(project: Any, toy: Path) -> Non
 
 def test_the_sequence_runs_side_by_side_and_a_stopped_one_holds_up_no_other(project: Any) -> None:
     for name in ("02_b", "00_a"):
-        project.notebook(name, f'from delib.records import Run\nRun("{name}", globals()).write()')
+        project.notebook(name, RECORD.replace("10_toy", name).replace("epochs}", "seed}"))
     (project.root / "notebooks" / "scratch.ipynb").write_text("no part of the sequence")
     heard: list[tuple[str, str]] = []
     results = runner.run_all("quick", tell=lambda *outcome: heard.append(outcome))
@@ -297,15 +298,27 @@ def test_an_interrupted_report_stops_at_once_and_begins_nothing_more(project: An
         )
         project.notebook(f"0{i}_slow", slow, parameters=PARAMETERS)
     command = [sys.executable, "-m", "delib", "report", "--profile", "smoke", "--jobs", "1"]
+    sockets = tempfile.mkdtemp()  # a short name, as sockets need
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": sockets},
     )
     begun = tmp_path / "begun0"
-    assert until(lambda: begun.is_file() and begun.read_text().endswith("\n")), "the notebook did not start"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
-    said = "".join(process.communicate(timeout=30))
-    assert process.returncode not in (0, None)
+    try:
+        assert until(lambda: begun.is_file() and begun.read_text().endswith("\n")), "the notebook did not start"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        said = "".join(process.communicate(timeout=30))
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
     assert "Traceback" not in said
     assert until(lambda: not alive(int(begun.read_text())), 20), "the kernel goes on computing"
     assert not (tmp_path / "begun1").exists()
     assert files(project.reports) == []
+    assert [name for name in os.listdir(sockets) if name.startswith("delib-")] == [], "sockets stay behind"
+    shutil.rmtree(sockets)
