@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from delib.assess import Divergence, Suffix, assess, kl
-from delib.networks import predict, weight_layers, weight_of
-from delib.propose import Criterion, Site, draw, magnitude
+from delib.assess import Divergence, Suffix, importance, kl
+from delib.contest import compensated, growing, uncompensated
+from delib.networks import weight_layers, weight_of
+from delib.propose import Criterion, Site, agreed, magnitude, propose
 from delib.records import in_batch
 from delib.recover import Recovery
+from delib.refit import bias_of, moments, put_matrix, refit
 
 State = dict[str, Tensor]
 
@@ -127,8 +129,10 @@ def evolve(
     *,
     population: int = 16,
     share: float = 0.05,
-    criterion: Criterion = magnitude,
+    criterion: Criterion | Sequence[Criterion] = magnitude,
     temperature: float = 0.5,
+    critics: Sequence[Criterion] = (),
+    compensate: bool = False,
     divergence: Divergence = kl,
     recovery: Recovery | None = None,
     batch: int = 1000,
@@ -139,9 +143,11 @@ def evolve(
 
     A cycle goes once through the layers that have not met their goal. In each, ``population`` candidate sets are drawn
     by ``criterion`` (sharpened as ``temperature`` falls), each is tentatively zeroed, and the set with the smallest
-    ``divergence`` between student and teacher on a fresh batch is zeroed for good. A set is ``share`` of the layer's
-    survivors, so that steps get finer as weights get scarcer; the last set is cut to meet the goal to the weight.
-    After the cycle, ``recovery`` (none by default) may retrain the survivors.
+    ``divergence`` between student and teacher on a fresh batch is zeroed for good, or the part of it on which all
+    ``critics`` agree. A set is ``share`` of the layer's survivors, so that steps get finer as weights get scarcer; the
+    last set is cut to meet the goal to the weight. After the cycle, ``recovery`` (none by default) may refit or retrain
+    the survivors. With ``compensate`` every candidate's survivors are refitted before it is assessed, and those of the
+    zeroed set for good (see ``contest.compensated``).
 
     ``inputs`` [n, ...] are calibration inputs; no labels are used. ``targets`` is one sparsity for all weight layers or
     a mapping from layer name to sparsity, where layers not named stay dense. ``batch`` inputs are drawn anew for each
@@ -153,25 +159,48 @@ def evolve(
     goals = zero_goals(teacher, targets)
     if not 0 < share <= 1:
         raise ValueError(f"share must lie above 0 and up to 1, got {share}")
+    contest = compensated if compensate else uncompensated
     evolved = Evolved.start(teacher, goals)
     student = evolved.student
     with tqdm(total=sum(goals.values()), unit="weight", disable=not progress or in_batch()) as bar:
         while unmet := {name: goal - evolved.zeros(name) for name, goal in goals.items() if evolved.zeros(name) < goal}:
             evolved.cycle += 1
+            model = copy.deepcopy(student) if recovery else teacher  # whose layers' answers are to be kept
             for name, missing in unmet.items():
                 chance = _chance(seed, evolved.cycle, name)
-                part = inputs[torch.randperm(len(inputs), generator=chance)[:batch]]
+                size = min(math.ceil(share * evolved.survivors(name)), missing)
+                rounds = growing(inputs, teacher, batch, chance)
+                part, goal = next(rounds)
                 with Suffix(student, student.get_submodule(name), part) as suffix:
-                    relevance = criterion(Site(weight_of(suffix.layer), suffix.site_inputs))
-                    size = min(math.ceil(share * evolved.survivors(name)), missing)
-                    sets = draw(relevance, evolved.masks[name], size, population, temperature, chance)
-                    divergences = assess(suffix, sets, predict(teacher, part), divergence)
-                evolved.zero(name, sets[divergences.argmin()], divergences)
-                bar.update(size)
+                    site = _site(evolved, name, size, suffix, model, inputs, divergence)
+                    sets = propose(site, criterion, size, population, temperature, chance, incumbent=compensate)
+                    best, divergences = contest(site, sets, suffix, goal, rounds, divergence)
+                chosen = agreed(best, site, critics)
+                evolved.zero(name, chosen, divergences)
+                if compensate:
+                    put_matrix(suffix.layer, refit(site.moments, site.support(chosen), site.matrix()))
+                bar.update(len(chosen))
             if recovery is not None:
                 recovery(student, teacher, evolved.masks, seed + evolved.cycle)
+            if recovery is not None or compensate:
                 evolved.remember()
     return evolved
+
+
+def _site(
+    evolved: Evolved, name: str, size: int, suffix: Suffix, model: nn.Module, inputs: Tensor, divergence: Divergence
+) -> Site:
+    """What there is to know of a layer before a cycle; the costly parts are measured if a criterion asks for them."""
+    layer = suffix.layer
+    return Site(
+        weight_of(layer).clone(),
+        suffix.site_inputs,
+        evolved.masks[name],
+        evolved.survivors(name) - size,
+        None if (bias := bias_of(layer)) is None else bias.clone(),
+        lambda: moments(evolved.student, model, name, inputs),
+        lambda: importance(model, model.get_submodule(name), suffix.inputs, divergence),
+    )
 
 
 def zero_goals(network: nn.Module, targets: float | Mapping[str, float]) -> dict[str, int]:

@@ -6,19 +6,60 @@ not the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from delib.refit import Moments, matrix_to_weight, removal_costs, weight_to_matrix
+from delib.supports import admm as sparse_least_squares
 
-@dataclass(frozen=True)
+
+@dataclass
 class Site:
-    """What a criterion may look at: one layer's weight [out, in, ...] and its inputs [n, in, ...] on a fresh batch."""
+    """What a criterion may look at: one layer's weight [out, in, ...], its inputs [n, in, ...] on a fresh batch, and
+
+    - ``alive``, a bool tensor in the weight's shape: which weights may survive (default: all);
+    - ``survivors``, how many are to be left;
+    - ``bias`` [out], if the layer has one;
+    - ``moments`` of the layer over the calibration inputs and ``importance`` [out], how strongly the network's divergence
+      reacts to an error of each output (default: all alike). Both are measured when first asked for.
+    """
 
     weight: Tensor
     inputs: Tensor
+    alive: Tensor | None = None
+    survivors: int = 0
+    bias: Tensor | None = None
+    measure_moments: Callable[[], Moments] | None = None
+    measure_importance: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def moments(self) -> Moments:
+        if self.measure_moments is None:
+            raise ValueError("this criterion needs the layer's moments, and the site does not measure them")
+        return self.measure_moments()
+
+    @cached_property
+    def importance(self) -> Tensor:
+        return torch.ones(len(self.weight)) if self.measure_importance is None else self.measure_importance()
+
+    def living(self) -> Tensor:
+        """``alive``, a copy, all True by default."""
+        return torch.ones_like(self.weight, dtype=torch.bool) if self.alive is None else self.alive.clone()
+
+    def matrix(self) -> Tensor:
+        """The weight as [out, k], with the bias as the last column: the shape that ``moments`` has."""
+        return weight_to_matrix(self.weight, self.bias)
+
+    def support(self, dead: Tensor | None = None) -> Tensor:
+        """``alive``, less the weights at flat indices ``dead``, as [out, k]; a bias is always alive."""
+        alive = self.living()
+        if dead is not None:
+            alive.view(-1)[dead] = False
+        return weight_to_matrix(alive, None if self.bias is None else torch.ones_like(self.bias, dtype=torch.bool))
 
 
 # The relevance of every weight, in the weight's shape: non-negative, larger means more worth keeping.
@@ -50,7 +91,54 @@ def activation(site: Site) -> Tensor:
     return site.weight.abs() * rms.view(1, -1, *[1] * (site.weight.dim() - 2))
 
 
-CRITERIA: dict[str, Criterion] = {"random": random, "magnitude": magnitude, "activation": activation}
+def hessian(site: Site) -> Tensor:
+    """√(w² H_jj): what zeroing a weight alone does to the divergence, to second order (LeCun, Denker and Solla 1989, eq. 5).
+
+    The diagonal of the Hessian is taken as importance of the output times Σ x² of the input (its Gauss-Newton
+    approximation with both factors independent: Martens and Grosse 2015, section 3), so that it needs no labels.
+    """
+    moments, importance = site.moments, site.importance
+    energy = moments.gram.diagonal(dim1=1, dim2=2).repeat_interleave(len(importance) // moments.groups, dim=0)
+    return _in_shape(energy * site.matrix().square() * importance[:, None], site)
+
+
+def obs(site: Site) -> Tensor:
+    """√(w² / [H⁻¹]_jj): as ``hessian``, after all other survivors have compensated (Hassibi and Stork 1993, eq. 5).
+
+    A dead weight, if it may be revived, is worth what the fit would gain from it alone: (c - w G)_j² / G_jj.
+    """
+    moments, importance = site.moments, site.importance
+    matrix = site.matrix()
+    living = site.support() & (matrix != 0)
+    if moments.bias:
+        living[:, -1] = True
+    energy = moments.gram.diagonal(dim1=1, dim2=2).repeat_interleave(len(importance) // moments.groups, dim=0)
+    gains = (moments.cross - moments.apply(matrix.to(moments.gram.dtype))).square() / energy.clamp_min(1e-12)
+    costs = torch.where(living, removal_costs(moments, living, matrix), gains)
+    return _in_shape(costs * importance[:, None], site)
+
+
+def admm(site: Site) -> Tensor:
+    """How firmly sparse least squares with ``site.survivors`` weights holds on to each (ALPS: Meng et al. 2024, alg. 1)."""
+    _, strength = sparse_least_squares(
+        site.moments, site.matrix(), site.survivors, site.importance, site.support()
+    )
+
+    return _in_shape(strength.square(), site)
+
+
+def _in_shape(costs: Tensor, site: Site) -> Tensor:
+    return matrix_to_weight(costs.sqrt().to(site.weight.dtype), site.weight.shape)
+
+
+CRITERIA: dict[str, Criterion] = {
+    "random": random,
+    "magnitude": magnitude,
+    "activation": activation,
+    "hessian": hessian,
+    "obs": obs,
+    "admm": admm,
+}
 
 
 def criterion_named(name: str) -> Criterion:
@@ -78,3 +166,40 @@ def draw(
         chance = torch.empty_like(scores, memory_format=torch.contiguous_format).exponential_(generator=generator)
         scores = scores / temperature + chance.log()
     return survivors[scores.topk(size, dim=1, largest=False, sorted=False).indices]
+
+
+def propose(
+    site: Site,
+    criterion: Criterion | Sequence[Criterion],
+    size: int,
+    population: int,
+    temperature: float,
+    chance: torch.Generator,
+    incumbent: bool = False,
+) -> Tensor:
+    """A population of candidate sets, [population, size], drawn from one criterion or from several in equal parts.
+
+    With ``incumbent`` the first set is what the first criterion alone would zero, for the others to beat.
+    """
+    criteria = [criterion] if callable(criterion) else list(criterion)
+    alive = site.living()
+    relevances = [critic(site) for critic in criteria[:population]]
+    first = [draw(relevances[0], alive, size, 1, 0.0, chance)] if incumbent else []
+    parts = torch.arange(population - len(first)).tensor_split(len(relevances))
+    rest = [draw(r, alive, size, len(p), temperature, chance) for r, p in zip(relevances, parts, strict=True)]
+    return torch.cat(first + rest)
+
+
+def agreed(chosen: Tensor, site: Site, critics: Sequence[Criterion], slack: float = 2.0) -> Tensor:
+    """Nesting: the part of the chosen set [size] on which every further criterion agrees.
+
+    A critic agrees to the death of a weight that is among its own ``slack`` · size least relevant survivors; 2 lets it
+    differ in the order, not in the matter. If they agree on nothing, the set stands: the evolution must go on.
+    """
+    living = site.living().flatten().nonzero().squeeze(1)
+    many = min(len(living), max(1, int(slack * len(chosen))))
+    agree = torch.ones_like(chosen, dtype=torch.bool)
+    for critic in critics:
+        relevance = critic(site).flatten()[living]
+        agree &= torch.isin(chosen, living[relevance.topk(many, largest=False).indices])
+    return chosen[agree] if agree.any() else chosen

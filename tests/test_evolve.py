@@ -29,13 +29,13 @@ def population_of(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[T
     """Collects every population that the evolution draws from now on."""
     import delib.evolve as module
 
-    seen, original = [], module.draw
+    seen, original = [], module.propose
 
     def spy(*args, **kwargs) -> Tensor:
         seen.append(original(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(module, "draw", spy)
+    monkeypatch.setattr(module, "propose", spy)
     return seen
 
 

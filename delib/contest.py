@@ -1,0 +1,95 @@
+"""Who is zeroed: the contest between candidate sets, with or without their survivors refitted first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from delib.assess import Divergence, Suffix, assess
+from delib.networks import predict
+from delib.propose import Site
+from delib.refit import matrix_of, put_matrix, refit
+
+FINALISTS = 4  # candidates that the network itself assesses; on LeNet-300-100 more finalists win nothing measurable
+
+
+Rounds = Iterator[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A candidate: the weights that would die (flat indices), the layer's matrix once refitted, and its error.
+
+    ``error`` is the squared error of the layer's outputs over the calibration inputs, each weighted by its importance.
+    """
+
+    dead: Tensor
+    matrix: Tensor
+    error: float
+
+
+def uncompensated(
+    site: Site, sets: Tensor, suffix: Suffix, goal: Tensor, rounds: Rounds, divergence: Divergence
+) -> tuple[Tensor, Tensor]:
+    """The set whose tentative zeroing diverges least from the teacher, [size], and all divergences, [population]."""
+    divergences = assess(suffix, sets, goal, divergence)
+    return sets[divergences.argmin()], divergences
+
+
+@torch.no_grad()
+def compensated(
+    site: Site, sets: Tensor, suffix: Suffix, goal: Tensor, rounds: Rounds, divergence: Divergence
+) -> tuple[Tensor, Tensor]:
+    """As ``uncompensated``, each set assessed with its survivors refitted; the divergences are the first round's.
+
+    The few sets of least error by the layer's moments are the finalists, together with the first set, the incumbent. They
+    meet in successive halving (Karnin, Koren and Somekh 2013): each round on the next, fresh and larger, of ``rounds``
+    (inputs and the teacher's answers), the better half goes on, and ties go to the incumbent. Several rounds, because
+    the least of many divergences on one batch is in good part luck.
+    """
+    entries = prescreen(site, sets, FINALISTS)
+    first = divergences = torch.stack([_divergence(suffix, entry, goal, divergence) for entry in entries])
+    while True:
+        order = divergences.argsort(stable=True).tolist()
+        entries = [entries[i] for i in sorted(order[: max(1, len(entries) // 2)])]
+        if len(entries) == 1:
+            return entries[0].dead, first
+        inputs, goal = next(rounds)
+        with Suffix(suffix.network, suffix.layer, inputs) as fresh:
+            divergences = torch.stack([_divergence(fresh, entry, goal, divergence) for entry in entries])
+
+
+def prescreen(site: Site, sets: Tensor, finalists: int) -> list[Entry]:
+    """The entries of least error after the refit, the first set always among them and at the front.
+
+    The errors are exact and come from the moments alone: the network is not run, and only ``finalists`` entries are held.
+    """
+    matrix = site.matrix()
+    best: list[Entry] = []
+    for dead in sets:
+        fitted = refit(site.moments, site.support(dead), matrix)
+        best.append(Entry(dead, fitted, float((site.moments.error(fitted) * site.importance).sum())))
+        best = best[:1] + sorted(best[1:], key=lambda entry: entry.error)[: finalists - 1]
+    return best
+
+
+def growing(
+    inputs: Tensor, teacher: torch.nn.Module, batch: int, chance: torch.Generator
+) -> Rounds:
+    """Random inputs and the teacher's answers to them: ``batch`` at first, twice as many each time, at most all."""
+    while True:
+        part = inputs[torch.randperm(len(inputs), generator=chance)[:batch]]
+        yield part, predict(teacher, part)
+        batch *= 2
+
+
+def _divergence(suffix: Suffix, entry: Entry, goal: Tensor, divergence: Divergence) -> Tensor:
+    values = matrix_of(suffix.layer)
+    put_matrix(suffix.layer, entry.matrix)
+    try:
+        return divergence(suffix(), goal).reshape(())
+    finally:
+        put_matrix(suffix.layer, values)
