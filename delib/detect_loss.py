@@ -15,23 +15,21 @@ BOX_WEIGHT = 4.0  # makes a box's error weigh about as much as its classes' on Y
 
 
 def detection_divergence(heads: Sequence[Head]) -> Divergence:
-    """A divergence of raw outputs, one tensor a head (see ``Head``), in nats an expected object of the teacher.
+    """A divergence of raw outputs, one tensor a head (see ``Head``), in nats a photo.
 
     Every anchor in every cell adds the Kullback-Leibler divergence of its objectness; weighted by the teacher's
     objectness it also adds that of each class and the squared error of its box: what is no object has no class.
-    The sum is divided by the objects that the teacher expects, Σ objectness, and at least one a photo.
     """
 
     def divergence(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        sums = [_head_sums(head, s, t) for head, s, t in zip(heads, student, teacher, strict=True)]
-        objects = torch.stack([count for _, count in sums]).sum().clamp_min(len(teacher[0]))
-        return torch.stack([loss for loss, _ in sums]).sum() / objects
+        sums = [_head_sum(head, s, t) for head, s, t in zip(heads, student, teacher, strict=True)]
+        return torch.stack(sums).sum() / len(teacher[0])
 
     return divergence
 
 
-def _head_sums(head: Head, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """One head's summed divergence, and the objects that the teacher expects in it."""
+def _head_sum(head: Head, student: Tensor, teacher: Tensor) -> Tensor:
+    """One head's divergence, summed over photos, anchors and cells."""
     n, _, rows, columns = teacher.shape
     shape = (n, len(head.anchors), 5 + head.classes, rows, columns)
     s, t = student.reshape(shape).float(), teacher.reshape(shape).float()
@@ -40,7 +38,7 @@ def _head_sums(head: Head, student: Tensor, teacher: Tensor) -> tuple[Tensor, Te
     boxes = boxes + (s[:, :, 2:4] - t[:, :, 2:4]).square().sum(2)
     classes = bernoulli_kl(s[:, :, 5:], t[:, :, 5:]).sum(2)
     objectness = bernoulli_kl(s[:, :, 4], t[:, :, 4])
-    return (objectness + present * (classes + BOX_WEIGHT * boxes)).sum(), present.sum()
+    return (objectness + present * (classes + BOX_WEIGHT * boxes)).sum()
 
 
 def bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:

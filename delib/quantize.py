@@ -209,5 +209,5 @@ def _unscaled(
     if scales is None:
         return weight[mask]
     counts = mask.sum(tuple(range(1, mask.ndim)))
-    values: NDArray[np.floating] = weight[mask] / np.repeat(scales.astype(np.float32), counts)
+    values: NDArray[Any] = weight[mask] / np.repeat(scales.astype(np.float32), counts)
     return values
