@@ -1,8 +1,9 @@
 """The lossless container: survivor masks, level indices, codebooks and plain tensors in one checked `.delib` file.
 
 Layout: ``MAGIC``, SHA-256 of all that follows, length of the header (4 bytes, little-endian), header (JSON, deflated),
-payloads in the header's order. A plain tensor's payload is its bytes. A quantised tensor's payload is its codebook and
-one range-coded stream (constriction): survivors a row, the mask, one index a survivor.
+payloads in the header's order. A plain tensor's payload is its bytes, deflated where that is shorter. A quantised
+tensor's payload is its codebook, its outputs' scales if it has any, and one range-coded stream (constriction):
+survivors a row, the mask, one index a survivor.
 
 Only additions, multiplications and divisions of IEEE doubles lead to the coding probabilities, so a file decodes alike
 on every machine.
@@ -34,6 +35,7 @@ MAX_LEVELS = 1 << 16
 FLOOR = 2.0**-10
 WEIGHTS_PER_BYTE = math.ceil(8 / -math.log2(1 - FLOOR))
 SLACK_BYTES = 16
+MAX_INFLATION = 1032  # no deflated stream stands for more bytes a byte (zlib's documentation, technical details)
 # Candidate strengths of the prior on a column's density, in rows; the encoder takes the best of them.
 PRIOR_ROWS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 1024.0)
 
@@ -47,12 +49,14 @@ class LevelTensor:
     """A sparse quantised weight.
 
     ``mask`` [the weight's shape, bool] is True for survivors; ``indices`` [survivors] names each one's level, in the
-    mask's row-major order; ``codebook`` [levels, float32] holds the levels. Raises ValueError if they disagree.
+    mask's row-major order; ``codebook`` [levels, float32] holds the levels. With ``scales`` [mask's first axis,
+    float16] the levels of each output are multiplied by its scale. Raises ValueError if they disagree.
     """
 
     mask: NDArray[np.bool_]
     indices: NDArray[np.integer]
     codebook: NDArray[np.float32]
+    scales: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         if self.mask.dtype != bool or self.mask.ndim == 0:
@@ -63,11 +67,17 @@ class LevelTensor:
             raise ValueError(f"the codebook must be a vector of at most {MAX_LEVELS} float32 levels")
         if self.indices.size and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < len(self.codebook):
             raise ValueError("an index lies outside the codebook")
+        if self.scales is not None and (self.scales.dtype != np.float16 or self.scales.shape != self.mask.shape[:1]):
+            raise ValueError(f"the scales must be a vector of {len(self.mask)} float16 values, one for each output")
 
     def dense(self) -> NDArray[np.float32]:
-        """The weight itself: the level of every survivor, zero elsewhere."""
+        """The weight itself: the level of every survivor, times its output's scale if there are any; zero elsewhere."""
         weight = np.zeros(self.mask.shape, np.float32)
-        weight[self.mask] = self.codebook[self.indices]
+        values = self.codebook[self.indices]
+        if self.scales is not None:
+            survivors = self.mask.sum(tuple(range(1, self.mask.ndim)))
+            values = values * np.repeat(self.scales.astype(np.float32), survivors)
+        weight[self.mask] = values
         return weight
 
 
@@ -86,8 +96,7 @@ def encode(tensors: Tensors) -> bytes:
         else:
             if str(tensor.dtype) not in DTYPES:
                 raise ValueError(f"{name}: dtype {tensor.dtype} is not one of {', '.join(DTYPES)}")
-            little_endian = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
-            entry, payload = {"dtype": str(tensor.dtype)}, little_endian.tobytes()
+            entry, payload = _pack_plain(tensor)
         shape = tensor.mask.shape if isinstance(tensor, LevelTensor) else tensor.shape
         entries.append({"name": name, "shape": list(shape), "bytes": len(payload), **entry})
         payloads.append(payload)
@@ -104,8 +113,7 @@ def decode(data: bytes) -> dict[str, NDArray[Any] | LevelTensor]:
     tensors: dict[str, NDArray[Any] | LevelTensor] = {}
     for entry, payload in _entries(data):
         if "dtype" in entry:
-            flat = np.frombuffer(payload, np.dtype(entry["dtype"]).newbyteorder("<"))
-            tensors[entry["name"]] = flat.astype(entry["dtype"]).reshape(entry["shape"])
+            tensors[entry["name"]] = _unpack_plain(entry, payload)
         else:
             tensors[entry["name"]] = _unpack_levels(entry, payload)
     return tensors
@@ -164,14 +172,54 @@ def _check_entry(entry: dict[str, Any], payload: bytes) -> None:
         raise ValueError(f"{name} is cut")
     count = math.prod(shape)
     if "dtype" in entry:
-        if entry["dtype"] not in DTYPES or count * np.dtype(entry["dtype"]).itemsize != len(payload):
+        size = count * np.dtype(entry["dtype"]).itemsize if entry["dtype"] in DTYPES else -1
+        deflated = entry.get("deflated", False) is True
+        if not (0 <= size <= MAX_INFLATION * len(payload) if deflated else size == len(payload)):
             raise ValueError(f"{name}: shape {shape} does not match its {len(payload)} bytes")
     elif not shape or count > WEIGHTS_PER_BYTE * (len(payload) + SLACK_BYTES):
         raise ValueError(f"{name}: {len(payload)} bytes cannot hold the claimed shape {shape}")
     elif len(entry["counts"]) > MAX_LEVELS or not all(type(n) is int and 0 <= n <= count for n in entry["counts"]):
         raise ValueError(f"{name}: impossible level counts")
-    elif sum(entry["counts"]) > count or 4 * len(entry["counts"]) > len(payload) or entry["prior"] not in PRIOR_ROWS:
+    elif sum(entry["counts"]) > count or _stream_start(entry) > len(payload) or entry["prior"] not in PRIOR_ROWS:
         raise ValueError(f"{name}: impossible mask parameters")
+
+
+def _stream_start(entry: dict[str, Any]) -> int:
+    """Bytes of the codebook and the scales, which lie before the range-coded stream."""
+    return 4 * len(entry["counts"]) + (2 * int(entry["shape"][0]) if _is_scaled(entry) else 0)
+
+
+def _is_scaled(entry: dict[str, Any]) -> bool:
+    return entry.get("scaled", False) is True
+
+
+# --- One plain tensor -------------------------------------------------------------------------------------------
+
+
+def _pack_plain(tensor: NDArray[Any]) -> tuple[dict[str, Any], bytes]:
+    raw = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).tobytes()
+    short = zlib.compress(raw, 9)
+    entry = {"dtype": str(tensor.dtype)}
+    return (entry | {"deflated": True}, short) if len(short) + 16 < len(raw) else (entry, raw)
+
+
+def _unpack_plain(entry: dict[str, Any], payload: bytes) -> NDArray[Any]:
+    dtype = np.dtype(entry["dtype"])
+    if entry.get("deflated", False) is True:
+        payload = _inflated(payload, math.prod(entry["shape"]) * dtype.itemsize, entry["name"])
+    return np.frombuffer(payload, dtype.newbyteorder("<")).astype(dtype).reshape(entry["shape"])
+
+
+def _inflated(deflated: bytes, size: int, name: str) -> bytes:
+    """The ``size`` bytes that were deflated. Raises DelibError, having inflated no more, if it is not exactly these."""
+    inflate = zlib.decompressobj()
+    try:
+        payload = inflate.decompress(deflated, size + 1)
+    except zlib.error as error:
+        raise DelibError(f"{name}: {error}; encode the network again") from None
+    if len(payload) != size or not inflate.eof or inflate.unused_data:
+        raise DelibError(f"{name}: its bytes do not inflate to its shape; encode the network again")
+    return payload
 
 
 # --- One quantised tensor ---------------------------------------------------------------------------------------
@@ -191,16 +239,22 @@ def _pack_levels(tensor: LevelTensor) -> tuple[dict[str, Any], bytes]:
     if len(counts) > 1 and tensor.indices.size:
         coder.encode(tensor.indices.astype(np.int32), _categorical(counts))
     stream = coder.get_compressed().astype("<u4").tobytes()
-    return {"counts": counts.tolist(), "prior": prior}, tensor.codebook.astype("<f4").tobytes() + stream
+    entry: dict[str, Any] = {"counts": counts.tolist(), "prior": prior}
+    if tensor.scales is None:
+        return entry, tensor.codebook.astype("<f4").tobytes() + stream
+    scales = tensor.scales.astype("<f2").tobytes()
+    return entry | {"scaled": True}, tensor.codebook.astype("<f4").tobytes() + scales + stream
 
 
 def _unpack_levels(entry: dict[str, Any], payload: bytes) -> LevelTensor:
     counts = np.array(entry["counts"], np.int64)
     codebook = np.frombuffer(payload[: 4 * len(counts)], "<f4").astype(np.float32)
+    start = _stream_start(entry)
+    scales = np.frombuffer(payload[4 * len(counts) : start], "<f2").astype(np.float16)
     shape = tuple(entry["shape"])
     mask = np.zeros((shape[0], math.prod(shape[1:])) if math.prod(shape) else (0, 1), bool)
     try:
-        coder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload[4 * len(counts) :], "<u4").astype("u4"))
+        coder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload[start:], "<u4").astype("u4"))
         model = MaskModel(mask.shape, int(counts.sum()), entry["prior"])
         for row in mask:
             survivors = int(coder.decode(model.row_count(), 1)[0])
@@ -209,7 +263,12 @@ def _unpack_levels(entry: dict[str, Any], payload: bytes) -> LevelTensor:
         indices = np.zeros(int(mask.sum()), np.int32)
         if len(counts) > 1 and indices.size:
             indices = coder.decode(_categorical(counts), len(indices))
-        return LevelTensor(mask.reshape(shape), indices.astype(_index_type(len(counts))), codebook)
+        return LevelTensor(
+            mask.reshape(shape),
+            indices.astype(_index_type(len(counts))),
+            codebook,
+            scales if _is_scaled(entry) else None,
+        )
     except (AssertionError, ValueError) as error:
         raise DelibError(f"{entry['name']}: undecodable stream ({error}); encode the network again") from None
 

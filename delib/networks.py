@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -100,21 +98,6 @@ def resnet(seed: int = 0) -> nn.Sequential:
             flatten=nn.Flatten(),
             fc=nn.Linear(128, 10),
         )
-
-
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy, in evaluation mode, that computes the same without batch norm: scale and shift go into the convolution.
-
-    A norm is folded where it is registered right behind a convolution in the same module, as in ``resnet``. Zeros stay
-    zeros, and a file needs one bias a channel instead of four statistics.
-    """
-    folded = copy.deepcopy(network).eval()
-    for parent in list(folded.modules()):
-        for (name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, norm_name, nn.Identity())
-    return folded
 
 
 def _named(**modules: nn.Module) -> nn.Sequential:

@@ -127,21 +127,34 @@ class Quantized(dict[str, "NDArray[Any] | LevelTensor"]):
         return 1 - sum(np.count_nonzero(w) for w in weights) / sum(w.size for w in weights)
 
 
-def quantize(network: nn.Module, bits: int | Mapping[str, int] = 4, method: str | Placement = "kmeans") -> Quantized:
+def quantize(
+    network: nn.Module,
+    bits: int | Mapping[str, int] = 4,
+    method: str | Placement = "kmeans",
+    *,
+    scaled: bool = False,
+) -> Quantized:
     """Give the survivors (non-zero weights) of every weight layer at most 2**bits levels, each layer its own.
 
     ``bits`` may differ by layer (a mapping by layer name). ``method`` is ``"kmeans"``, ``"uniform"`` or any placement.
+    With ``scaled`` each output's weights share a scale of their own (see ``row_scales``) beside the layer's levels.
     Biases, norms and buffers stay as they are. Raises ValueError on bits outside 1..16 or an unknown method.
     """
     names = {f"{layer}.weight": layer for layer in weight_layers(network)}
     of = bits if isinstance(bits, Mapping) else dict.fromkeys(names.values(), bits)
     if missing := set(names.values()) - set(of):
         raise ValueError(f"no number of bits is given for layer {min(missing)!r}")
-    return quantize_tensors(network.state_dict(), {name: of[layer] for name, layer in names.items()}, method)
+    return quantize_tensors(
+        network.state_dict(), {name: of[layer] for name, layer in names.items()}, method, scaled=scaled
+    )
 
 
 def quantize_tensors(
-    state: Mapping[str, Tensor], bits: int | Mapping[str, int] = 4, method: str | Placement = "kmeans"
+    state: Mapping[str, Tensor],
+    bits: int | Mapping[str, int] = 4,
+    method: str | Placement = "kmeans",
+    *,
+    scaled: bool = False,
 ) -> Quantized:
     """The same for a bare state dict: ``bits`` by tensor name, or one number for all floats of two or more axes."""
     if isinstance(bits, int):
@@ -151,18 +164,50 @@ def quantize_tensors(
     place = PLACEMENTS[method] if isinstance(method, str) else method
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
     return Quantized(
-        (name, quantize_weight(array, bits[name], place) if name in bits else array.copy())
+        (name, quantize_weight(array, bits[name], place, scaled=scaled) if name in bits else array.copy())
         for name, array in arrays.items()
     )
 
 
-def quantize_weight(weight: NDArray[np.floating], bits: int, place: Placement = kmeans_levels) -> LevelTensor:
+def quantize_weight(
+    weight: NDArray[np.floating], bits: int, place: Placement = kmeans_levels, *, scaled: bool = False
+) -> LevelTensor:
     """One weight: levels placed by ``place`` for its non-zero values, each value given its nearest level."""
     if not 1 <= bits <= 16:
         raise ValueError(f"bits per survivor must lie in 1..16, got {bits}")
     mask = weight != 0
-    values = weight[mask]
+    scales = row_scales(weight) if scaled else None
+    values = _unscaled(weight, mask, scales)
     codebook = place(values, 1 << bits) if values.size else np.zeros(1, np.float32)
     codebook = codebook[codebook != 0] if (codebook != 0).any() else codebook
-    nearest = np.searchsorted((codebook[1:].astype(np.float64) + codebook[:-1]) / 2, values)
-    return LevelTensor(mask, nearest.astype(np.uint8 if bits <= 8 else np.uint16), codebook)
+    return with_levels(weight, codebook, scales)
+
+
+def with_levels(
+    weight: NDArray[np.floating], codebook: Levels, scales: NDArray[np.float16] | None = None
+) -> LevelTensor:
+    """One weight with levels (in rising order) and scales given: each non-zero value takes its nearest level."""
+    mask = weight != 0
+    middles = (codebook[1:].astype(np.float64) + codebook[:-1]) / 2
+    nearest = np.searchsorted(middles, _unscaled(weight, mask, scales))
+    return LevelTensor(mask, nearest.astype(np.uint8 if len(codebook) <= 256 else np.uint16), codebook, scales)
+
+
+def row_scales(weight: NDArray[np.floating]) -> NDArray[np.float16]:
+    """For each output the root mean square of its survivors, as a share of the largest output's."""
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    sizes = np.sqrt((rows**2).sum(1) / np.maximum(np.count_nonzero(rows, axis=1), 1))
+    shares = sizes / sizes.max() if sizes.size and sizes.max() > 0 else np.ones(len(sizes))
+    # The least float16 above zero, so that no survivor is divided by zero.
+    return np.maximum(shares, np.finfo(np.float16).smallest_subnormal).astype(np.float16)
+
+
+def _unscaled(
+    weight: NDArray[np.floating], mask: NDArray[np.bool_], scales: NDArray[np.float16] | None
+) -> NDArray[np.floating]:
+    """The survivors' values divided by their outputs' scales, [survivors]."""
+    if scales is None:
+        return weight[mask]
+    counts = mask.sum(tuple(range(1, mask.ndim)))
+    values: NDArray[Any] = weight[mask] / np.repeat(scales.astype(np.float32), counts)
+    return values

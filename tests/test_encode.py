@@ -21,7 +21,8 @@ def level_tensors(draw: st.DrawFn) -> LevelTensor:
     mask = draw(hnp.arrays(bool, draw(SHAPES)))
     codebook = draw(hnp.arrays(np.float32, st.integers(1, 17)))
     indices = draw(hnp.arrays(np.uint8, int(mask.sum()), elements=st.integers(0, len(codebook) - 1)))
-    return LevelTensor(mask, indices, codebook)
+    scales = draw(st.none() | hnp.arrays(np.float16, len(mask)))
+    return LevelTensor(mask, indices, codebook, scales)
 
 
 PLAIN = st.sampled_from(DTYPES).flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)))
@@ -40,7 +41,9 @@ def test_what_is_decoded_is_bit_for_bit_what_was_encoded(tensors: dict) -> None:
         other = decoded[name]
         if isinstance(tensor, LevelTensor):
             assert isinstance(other, LevelTensor)
-            assert same_bits(other.dense(), tensor.dense())
+            assert np.array_equal(other.dense(), tensor.dense(), equal_nan=True)
+            assert (other.scales is None) == (tensor.scales is None)
+            assert tensor.scales is None or same_bits(other.scales, tensor.scales)
             assert same_bits(other.mask, tensor.mask)
             assert same_bits(other.codebook, tensor.codebook)
             assert np.array_equal(other.indices, tensor.indices)
@@ -107,6 +110,29 @@ def forged(entries: object, payload: bytes) -> bytes:
     return MAGIC + hashlib.sha256(body).digest() + body
 
 
+def test_scales_multiply_the_levels_of_their_output() -> None:
+    tensor = LevelTensor(
+        np.array([[True, False], [True, True]]),
+        np.array([0, 1, 0], np.uint8),
+        np.array([-1, 2], np.float32),
+        np.array([0.5, 3], np.float16),
+    )
+    assert np.array_equal(tensor.dense(), [[-0.5, 0], [6, -3]])
+
+
+def test_constants_cost_next_to_nothing() -> None:
+    assert len(encode({"mean": np.zeros(4096, np.float32), "var": np.ones(4096, np.float32)})) < 250
+
+
+def test_what_inflates_to_another_size_than_claimed_is_refused() -> None:
+    bomb = zlib.compress(bytes(1 << 20), 9)
+    entry = {"name": "b", "dtype": "uint8", "deflated": True, "bytes": len(bomb)}
+    for claim, payload in ((1000, bomb), (1 << 20, bomb[:-9] + bytes(9)), ((1 << 20) + 1, bomb)):
+        with pytest.raises(DelibError):
+            decode(forged([{**entry, "shape": [claim]}], payload))
+    assert decode(forged([{**entry, "shape": [1 << 20]}], bomb))["b"].shape == (1 << 20,)
+
+
 LEVELS = {"name": "w", "shape": [4, 4], "bytes": 12, "counts": [8], "prior": 1.0}
 
 
@@ -121,6 +147,9 @@ LEVELS = {"name": "w", "shape": [4, 4], "bytes": 12, "counts": [8], "prior": 1.0
         [{**LEVELS, "counts": [1] * 5}],
         [{**LEVELS, "prior": 0.0}],
         [{**LEVELS, "name": 3}],
+        [{**LEVELS, "shape": [9, 1], "counts": [1], "scaled": True}],
+        [{"name": "b", "shape": [1 << 35], "bytes": 12, "dtype": "float32", "deflated": True}],
+        [{"name": "b", "shape": [3], "bytes": 12, "dtype": "object", "deflated": True}],
         [{"name": "b", "shape": [1 << 35], "bytes": 12, "dtype": "float32"}],
         [{"name": "b", "shape": [3], "bytes": 12, "dtype": "object"}],
         [{"name": "b", "shape": [3], "bytes": -12, "dtype": "float32"}],
@@ -181,14 +210,16 @@ def test_a_dtype_that_cannot_be_held_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask", "indices", "codebook"),
+    "parts",
     [
         (np.ones((2, 2), bool), np.zeros(3, np.uint8), np.zeros(1, np.float32)),
         (np.ones((2, 2), bool), np.ones(4, np.uint8), np.zeros(1, np.float32)),
         (np.ones((2, 2)), np.zeros(4, np.uint8), np.zeros(1, np.float32)),
         (np.ones((2, 2), bool), np.zeros(4, np.uint8), np.zeros(1)),
+        (np.ones((2, 2), bool), np.zeros(4, np.uint8), np.zeros(1, np.float32), np.zeros(3, np.float16)),
+        (np.ones((2, 2), bool), np.zeros(4, np.uint8), np.zeros(1, np.float32), np.zeros(2, np.float32)),
     ],
 )
-def test_an_inconsistent_level_tensor_is_refused(mask, indices, codebook) -> None:
-    with pytest.raises(ValueError, match=r"mask|indices|index|codebook"):
-        LevelTensor(mask, indices, codebook)
+def test_an_inconsistent_level_tensor_is_refused(parts) -> None:
+    with pytest.raises(ValueError, match=r"mask|indices|index|codebook|scales"):
+        LevelTensor(*parts)

@@ -7,7 +7,6 @@ from torch import nn
 from delib.networks import (
     accuracy,
     float32_bytes,
-    fold_batch_norm,
     lenet5,
     lenet300,
     parameter_count,
@@ -60,16 +59,3 @@ def test_prediction_in_batches_is_prediction_and_keeps_the_mode() -> None:
 def test_a_network_without_weight_layers_is_said_to_have_none() -> None:
     with pytest.raises(ValueError, match="ReLU"):
         weight_layers(nn.ReLU())
-
-
-def test_folding_batch_norm_changes_the_file_and_not_the_function() -> None:
-    network, images = resnet(), torch.rand(40, 1, 28, 28)
-    network.train()(images)  # moves the statistics away from 0 and 1
-    network.eval()
-    weight_of(network.block2.conv1)[:, ::2] = 0
-    folded = fold_batch_norm(network)
-    assert torch.allclose(predict(folded, images), predict(network, images), atol=1e-5)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert sparsity(folded) == sparsity(network)
-    assert float32_bytes(folded) < float32_bytes(network)
-    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())

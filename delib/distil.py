@@ -1,0 +1,230 @@
+"""Long recovery: a sparse, perhaps quantised, student distilled on endless views of unlabelled inputs.
+
+``recover`` is the short cure between two cycles of evolution. This is the long one at the end, where overfitting is the
+enemy: inputs never come twice, inner features are matched besides outputs, and the student is averaged over its path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from delib.assess import Divergence
+from delib.records import atomic_path, in_batch
+from delib.recover import hold
+from delib.rounding import Rounding
+
+# Count, generator -> that many inputs [count, ...].
+Source = Callable[[int, torch.Generator], Tensor]
+WARM_UP = 20  # steps until the learning rate is whole: Adam's first steps are blind
+
+
+def distil(
+    student: nn.Module,
+    teacher: nn.Module,
+    masks: Mapping[str, Tensor],
+    seed: int,
+    *,
+    inputs: Source,
+    steps: int,
+    divergence: Divergence,
+    batch: int = 8,
+    rate: float = 0.005,
+    features: Sequence[str] = (),
+    feature_weight: float = 1.0,
+    average: float = 0.98,
+    rounding: Rounding | None = None,
+    frozen: Sequence[str] = (),
+    uses: int = 1,
+    memory: int = 100,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> list[tuple[float, float]]:
+    """Train ``student`` in place towards ``teacher``; returns each step's (divergence, feature error).
+
+    The loss is ``divergence`` of the outputs plus ``feature_weight`` times the relative squared errors of the outputs
+    of the modules named in ``features``, summed. Adam moves each tensor by ``rate`` of its root mean square a step,
+    falling to zero along a half cosine. The student ends as the exponential average of its path (decay ``average``).
+
+    Weights outside ``masks`` stay zero. With ``rounding`` every pass sees rounded weights, while the gradients move the
+    unrounded ones (straight-through: Courbariaux et al. 2015, algorithm 1).
+
+    Modules named in ``frozen`` do not move: the student's first ones, a chain in running order. With ``uses`` above 1
+    only every ``uses``-th batch is new; the others are drawn from the last ``memory`` batches, for which the teacher's
+    answers and what the frozen modules deliver are remembered: half the work of a step, or less.
+    With ``checkpoint`` the work goes on from that file if it exists, and is saved there now and then.
+    """
+    path = _Path(student, rate, steps, average, frozen)
+    losses = path.resume(checkpoint)
+    teacher.eval()
+    student.eval()  # statistics of norms are the teacher's
+    lessons: deque[_Lesson] = deque(maxlen=memory)
+    bar = tqdm(range(len(losses), steps), initial=len(losses), total=steps, disable=not progress or in_batch())
+    for step in bar:
+        chance = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        if step % uses == 0 or not lessons:
+            lessons.append(_lesson(student, teacher, inputs(batch, chance), features, frozen))
+            lesson = lessons[-1]
+        else:
+            lesson = lessons[int(torch.randint(len(lessons), (), generator=chance))]
+        with rounding.applied(student) if rounding else nullcontext(), watched(student, features) as got:
+            with replayed(student, frozen, lesson.prefix):
+                loss = divergence(student(lesson.inputs), lesson.goal)
+            error = feature_error(got, lesson.features) if features else torch.zeros(())
+            (loss + feature_weight * error).backward()
+        path.step(step)
+        hold(student, masks)
+        path.learn()
+        losses.append((float(loss.detach()), float(error.detach())))
+        bar.set_postfix(divergence=f"{losses[-1][0]:.3f}", features=f"{losses[-1][1]:.3f}", refresh=False)
+        if checkpoint and (step % 50 == 49 or step == steps - 1):
+            path.save(checkpoint, losses)
+    path.finish()
+    hold(student, masks)
+    return losses
+
+
+@dataclass
+class _Lesson:
+    """A batch, what the teacher makes of it, and what the student's frozen modules, if any, deliver for it."""
+
+    inputs: Tensor
+    goal: Any
+    features: dict[str, Tensor]
+    prefix: Tensor | None
+
+
+@torch.no_grad()
+def _lesson(
+    student: nn.Module, teacher: nn.Module, inputs: Tensor, features: Sequence[str], frozen: Sequence[str]
+) -> _Lesson:
+    with watched(teacher, features) as wanted:
+        goal = teacher(inputs)
+    if not frozen:
+        return _Lesson(inputs, goal, wanted, None)
+    with watched(student, frozen[-1:], stop=True) as got, suppress(_Stop):
+        student(inputs)
+    return _Lesson(inputs, goal, wanted, got[frozen[-1]])
+
+
+@contextmanager
+def replayed(network: nn.Module, chain: Sequence[str], output: Tensor | None) -> Iterator[None]:
+    """Inside the block the modules of ``chain`` do nothing, and the last of them answers ``output``."""
+    modules = [network.get_submodule(name) for name in chain]
+    for module in modules:
+        module.forward = lambda x: x
+    if modules:
+        modules[-1].forward = lambda _: output
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward  # the class's method shows again
+
+
+@contextmanager
+def watched(network: nn.Module, names: Sequence[str], stop: bool = False) -> Iterator[dict[str, Tensor]]:
+    """The outputs of the named modules, filled in by the forward passes made inside the block.
+
+    With ``stop`` a pass ends at the first of them, by raising ``_Stop``.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def left(name: str, output: Tensor) -> None:
+        outputs[name] = output
+        if stop:
+            raise _Stop
+
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda _, a, y, name=name: left(name, y)) for name in names
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Stop(Exception):
+    """A forward pass has gone far enough."""
+
+
+def feature_error(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+    """Σ over features of ‖student - teacher‖² / ‖teacher‖²."""
+    errors = [(student[n] - teacher[n]).square().mean() / teacher[n].square().mean() for n in teacher]
+    return torch.stack(errors).sum()
+
+
+class _Path:
+    """The student's way through weight space: optimizer, learning rate, running average, checkpoints."""
+
+    def __init__(self, student: nn.Module, rate: float, steps: int, average: float, frozen: Sequence[str]) -> None:
+        self.student, self.rate, self.steps, self.average = student, rate, steps, average
+        still = tuple(f"{name}." for name in frozen)
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(not name.startswith(still))
+        moving = [p for p in student.parameters() if p.requires_grad]
+        self.sizes = [_root_mean_square(p) for p in moving]
+        self.optimizer = torch.optim.Adam([{"params": [p]} for p in moving], lr=rate, betas=(0.9, 0.99), fused=True)
+        self.mean = [p.detach().clone() for p in moving]
+        self.moving = moving
+        self.count = 0
+
+    def step(self, step: int) -> None:
+        """One move along the gradients."""
+        share = min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        for group, size in zip(self.optimizer.param_groups, self.sizes, strict=True):
+            group["lr"] = self.rate * size * share
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def learn(self) -> None:
+        """Take the present place into the average, whose first members count alike."""
+        self.count += 1
+        weight = max(1 - self.average, 1 / self.count)
+        torch._foreach_lerp_(self.mean, [p.detach() for p in self.moving], weight)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Go to the average."""
+        for parameter, mean in zip(self.moving, self.mean, strict=True):
+            parameter.copy_(mean)
+        for parameter in self.student.parameters():
+            parameter.requires_grad_(True)
+
+    def save(self, file: Path, losses: list[tuple[float, float]]) -> None:
+        state = {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "mean": self.mean,
+            "sizes": self.sizes,
+            "losses": losses,
+        }
+        with atomic_path(file) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self, file: Path | None) -> list[tuple[float, float]]:
+        """Go on from a file, if it is there. Returns the losses so far."""
+        if file is None or not file.is_file():
+            return []
+        state: dict[str, Any] = torch.load(file, weights_only=True)
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.mean, self.sizes = state["mean"], state["sizes"]
+        self.count = len(state["losses"])
+        return list(state["losses"])
+
+
+def _root_mean_square(parameter: Tensor) -> float:
+    """Of the values that are not zero; a tensor that is all zero moves as one of small values would."""
+    values = parameter.detach()[parameter.detach() != 0]
+    return float(values.square().mean().sqrt()) if values.numel() else 0.01

@@ -1,0 +1,93 @@
+"""Rounding weights to their levels so that the network hardly notices: in the loop of training, or compensated."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from delib.encode import LevelTensor
+from delib.networks import weight_layers, weight_of
+from delib.quantize import PLACEMENTS, Levels, quantize_weight, row_scales, with_levels
+from delib.refit import RIDGE, Moments, _batches, _sub_gram
+
+
+class Rounding:
+    """The weights of a network as ``quantize`` would round them, for the time of a pass.
+
+    ``bits``, ``method`` and ``scaled`` are those of ``quantize``. Levels are placed anew every ``every`` passes, for
+    training moves the weights that they serve; scales and the nearest levels are taken in every pass. Layers in
+    ``done`` are rounded already and left as they are.
+    """
+
+    def __init__(
+        self,
+        bits: int | Mapping[str, int] = 4,
+        method: str = "kmeans",
+        *,
+        scaled: bool = True,
+        every: int = 200,
+        done: Collection[str] = (),
+    ) -> None:
+        self.bits, self.place, self.scaled, self.every, self.done = bits, PLACEMENTS[method], scaled, every, done
+        self.levels: dict[str, Levels] = {}
+        self.passes = 0
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Inside the block the weight layers hold rounded weights, afterwards the unrounded ones again."""
+        weights = {name: weight_of(layer) for name, layer in weight_layers(network).items() if name not in self.done}
+        unrounded = {name: weight.clone() for name, weight in weights.items()}
+        if self.passes % self.every == 0:
+            self._place(weights)
+        self.passes += 1
+        for name, weight in weights.items():
+            array = weight.cpu().numpy()
+            scales = row_scales(array) if self.scaled else None
+            weight.copy_(torch.from_numpy(with_levels(array, self.levels[name], scales).dense()))
+        try:
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.copy_(unrounded[name])
+
+    def _place(self, weights: Mapping[str, Tensor]) -> None:
+        for name, weight in weights.items():
+            bits = self.bits if isinstance(self.bits, int) else self.bits[name]
+            self.levels[name] = quantize_weight(weight.cpu().numpy(), bits, self.place, scaled=self.scaled).codebook
+
+
+@torch.no_grad()
+def rounded(moments: Moments, support: Tensor, matrix: Tensor, levels: LevelTensor, ridge: float = RIDGE) -> Tensor:
+    """A refitted matrix [rows, k] with each survivor at one of ``levels``, the others making up for its error.
+
+    Row by row, survivor by survivor, as GPTQ does (Frantar et al. 2022, algorithm 1): with U the upper Cholesky factor
+    of the survivors' inverse Gram matrix, rounding w_j by δ moves all later w by -δ U_j/U_jj. A bias column is not
+    rounded. ``levels`` gives codebook and scales.
+    """
+    codebook = torch.from_numpy(levels.codebook).to(moments.gram.dtype)
+    middles = (codebook[1:] + codebook[:-1]) / 2
+    scales = np.ones(len(matrix), np.float16) if levels.scales is None else levels.scales
+    scale = torch.from_numpy(scales.astype(np.float64)).to(codebook)
+    extra = ridge * moments.gram.diagonal(dim1=1, dim2=2).mean(1)
+    result = torch.zeros_like(matrix, dtype=codebook.dtype)
+    last = matrix.shape[1] - 1 if moments.bias else -1
+    for rows, unsorted, _ in _batches(support):
+        # Padding comes with the dead; sorting brings the bias, which absorbs what is left, to the end.
+        columns = unsorted.sort(1).values
+        alive = support[rows].gather(1, columns)
+        group = rows // (len(support) // moments.groups)
+        system = _sub_gram(moments, group, columns, alive, extra[group][:, None])
+        factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(system)), upper=True)
+        weights = matrix[rows].gather(1, columns).to(codebook) * alive
+        for j in range(columns.shape[1]):
+            value = codebook[torch.bucketize(weights[:, j] / scale[rows], middles)] * scale[rows]
+            value = torch.where(alive[:, j] & (columns[:, j] != last), value, weights[:, j])
+            error = (weights[:, j] - value) / factor[:, j, j]
+            weights[:, j:] -= error[:, None] * factor[:, j, j:] * alive[:, j:]
+            weights[:, j] = value
+        result[rows] = result[rows].scatter(1, columns, weights * alive)
+    return result.to(matrix.dtype)

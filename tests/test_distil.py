@@ -1,0 +1,107 @@
+"""The long distillation: nearer to the teacher, masks held, rounded weights trained, frozen ones left, resumable."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from delib.assess import mse
+from delib.distil import distil, feature_error, replayed, watched
+from delib.networks import weight_layers, weight_of
+from delib.quantize import quantize
+from delib.rounding import Rounding
+
+
+def pair() -> tuple[nn.Sequential, nn.Sequential, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    student = copy.deepcopy(teacher)
+    masks = {n: torch.rand_like(weight_of(m)) < 0.6 for n, m in weight_layers(student).items()}
+    for name, mask in masks.items():
+        weight_of(student.get_submodule(name)).mul_(mask)
+    return student, teacher, masks
+
+
+def inputs(count: int, chance: torch.Generator) -> Tensor:
+    return torch.randn(count, 6, generator=chance)
+
+
+TEST = torch.randn(500, 6, generator=torch.Generator().manual_seed(9))
+
+
+@torch.no_grad()
+def error(student: nn.Module, teacher: nn.Module) -> float:
+    return float(mse(student(TEST), teacher(TEST)))
+
+
+COMMON = {"inputs": inputs, "divergence": mse, "batch": 32, "rate": 0.02, "progress": False}
+
+
+def test_the_student_nears_the_teacher_within_its_masks() -> None:
+    student, teacher, masks = pair()
+    before = error(student, teacher)
+    losses = distil(student, teacher, masks, 0, steps=200, features=["1", "3"], **COMMON)
+    assert error(student, teacher) < 0.5 * before
+    assert all(not weight_of(student.get_submodule(n))[~m].any() for n, m in masks.items())
+    assert len(losses) == 200
+    assert losses[-1] < losses[0]
+
+
+def test_training_with_rounding_beats_rounding_afterwards() -> None:
+    errors = []
+    for rounding in (None, Rounding(2, every=20)):
+        student, teacher, masks = pair()
+        distil(student, teacher, masks, 0, steps=300, rounding=rounding, **COMMON)
+        errors.append(error(quantize(student, 2, scaled=True).network(student), teacher))
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_frozen_modules_do_not_move_and_remembered_batches_train_as_well() -> None:
+    student, teacher, masks = pair()
+    before, first = error(student, teacher), student[0].weight.detach().clone()
+    distil(student, teacher, masks, 0, steps=200, frozen=["0", "1"], uses=4, memory=10, features=["3"], **COMMON)
+    assert torch.equal(student[0].weight, first)
+    assert error(student, teacher) < before
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_interrupted_work_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def failing(count: int, chance: torch.Generator) -> Tensor:
+        failing.calls += 1
+        if failing.calls > 70:
+            raise Interrupted
+        return inputs(count, chance)
+
+    failing.calls = 0
+    ends = []
+    for name, source in (("a", inputs), ("b", failing)):
+        student, teacher, masks = pair()
+        options = COMMON | {"steps": 120, "checkpoint": tmp_path / name}
+        if source is failing:
+            with pytest.raises(Interrupted):
+                distil(student, teacher, masks, 0, **options | {"inputs": failing})
+            student, teacher, masks = pair()
+        distil(student, teacher, masks, 0, **options)
+        ends.append(student.state_dict())
+    assert all(torch.allclose(ends[0][n], ends[1][n]) for n in ends[0])
+
+
+@torch.no_grad()
+def test_a_replayed_prefix_gives_exactly_what_the_network_does() -> None:
+    student, _, _ = pair()
+    wanted = student(TEST)
+    with watched(student, ["1"]) as got:
+        student(TEST)
+    with replayed(student, ["0", "1"], got["1"]):
+        assert torch.equal(student(torch.zeros(1)), wanted)
+    assert torch.equal(student(TEST), wanted)
+
+
+def test_feature_error_is_relative_and_summed() -> None:
+    ones = torch.ones(4)
+    assert float(feature_error({"a": ones, "b": 3 * ones}, {"a": 2 * ones, "b": 3 * ones})) == pytest.approx(0.25)
