@@ -50,7 +50,8 @@ def lenet5(seed: int = 0) -> nn.Sequential:
 def vgg(seed: int = 0) -> nn.Sequential:
     """A VGG-like network for small images: 3 x 3 convolutions in three stages, no normalisation, 2,412,376 weights.
 
-    Takes images [n, 1, 28, 28], gives logits [n, 10] (after Simonyan and Zisserman 2014, section 2.1, scaled down).
+    Takes images [n, 1, 28, 28], gives logits [n, 10] (after Simonyan and Zisserman 2014, section 2.1, scaled down;
+    initial values after He et al. 2015, section 2.2).
     """
     layers: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
@@ -60,7 +61,10 @@ def vgg(seed: int = 0) -> nn.Sequential:
             if i in (1, 2, 4):
                 layers[f"pool{i}"] = nn.MaxPool2d(2)
         layers |= {"flatten": nn.Flatten(), "fc1": nn.Linear(1728, 1024), "relu7": nn.ReLU()}
-        return _named(**layers, fc2=nn.Linear(1024, 10))
+        network = _named(**layers, fc2=nn.Linear(1024, 10))
+        for layer in weight_layers(network).values():  # without norms only this scale lets deep layers learn
+            nn.init.kaiming_normal_(weight_of(layer), nonlinearity="relu")
+        return network
 
 
 class ResidualBlock(nn.Module):
