@@ -13,6 +13,7 @@ derivatives of the network, and results that contain it should say so.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -117,7 +118,10 @@ class _Problem:
         """Jᵀ H J times a direction."""
 
         def product(part: Tensor, goal: Any) -> Values:
-            pushed = jvp(self._outputs(part), (values,), (direction,))
+            with warnings.catch_warnings():
+                # torch's own rules for jvp are compiled in a way that torch itself warns of.
+                warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+                pushed = jvp(self._outputs(part), (values,), (direction,))
             slope = grad(lambda o: self.divergence(o, goal))
             bent = vjp(slope, pushed[0])[1](pushed[1])[0]  # H times the change of the outputs, for H is symmetric
             return self._pull_back(part, values, lambda _: bent)

@@ -206,4 +206,5 @@ def _text(text: str, kind: str) -> str:
     lines = [line.rsplit("\r", 1)[-1] for line in text.rstrip().replace("\r\n", "\n").split("\n")]
     text = "\n".join(lines).replace(f"{project_root()}/", "").replace(str(Path.home()), "~")
     text = re.sub(r"\S*/ipykernel_\d+/\d+\.py:", "line ", text)
+    text = re.sub(r"[^\s\"']*/(?=site-packages/)", "", text)
     return f'<pre class="{kind}" tabindex="0">{ansi2html(text)}</pre>' if text.strip() else ""

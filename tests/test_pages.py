@@ -59,6 +59,9 @@ def test_text_is_shown_as_on_a_terminal_and_tells_nothing_of_the_machine(
     assert "100%|###|" in html
     assert re.search(r"<span class=\"ansi-red-fg\">red</span>", html)
     assert "~/a.py and notebooks/b.ipynb" in html
+    warning = "/opt/me/.venv/lib/python3.11/site-packages/torch/x.py:1: Warning"
+    html = body(project, new_code_cell("f()", outputs=[printed(warning, "stderr")]))
+    assert ">site-packages/torch/x.py:1: Warning" in html
     error = new_output("error", ename="E", evalue="e", traceback=["\x1b[0;31mE\x1b[0m", f"{SECRET_FOLDER}/x.py: e"])
     html = body(project, new_code_cell("f()", outputs=[error]))
     assert SECRET_FOLDER not in html
