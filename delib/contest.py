@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from delib.assess import Divergence, Suffix, assess
-from delib.propose import Site
+from delib.propose import Site, obs
 from delib.refit import matrix_of, put_matrix, refit
 
 FINALISTS = 4  # candidates that the network itself assesses, in two rounds
@@ -60,6 +60,35 @@ def compensated(
         inputs, goal = next(rounds)
         with Suffix(suffix.network, suffix.layer, inputs) as fresh:
             divergences = torch.stack([_divergence(fresh, entry, goal, divergence) for entry in entries])
+
+
+@torch.no_grad()
+def revive(
+    site: Site, many: int, suffix: Suffix, rounds: Rounds, divergence: Divergence
+) -> tuple[Tensor, Tensor] | None:
+    """Exchange up to ``many`` survivors for as many dead weights, if that lowers the divergence on a fresh batch.
+
+    The dead weights that the least-squares fit would gain most from are paired with the survivors that cost it least
+    (both by ``obs``), as long as the gain is larger; then all survivors are refitted. If the student with them is less
+    divergent on the next of ``rounds`` the layer keeps the new values, and the flat indices of the revived and of the
+    newly dead weights are returned; else nothing changes and None is.
+    """
+    relevance, alive = obs(site).flatten(), site.living()
+    dead, living = (~alive.flatten()).nonzero().squeeze(1), alive.flatten().nonzero().squeeze(1)
+    many = min(many, len(dead), len(living))
+    born = dead[relevance[dead].topk(many).indices]
+    dying = living[relevance[living].topk(many, largest=False).indices]
+    worth = relevance[born] > relevance[dying]
+    born, dying = born[worth], dying[worth]
+    alive.view(-1)[born], alive.view(-1)[dying] = True, False
+    fitted = refit(site.moments, replace(site, alive=alive).support(), site.matrix())
+    inputs, goal = next(rounds)
+    with Suffix(suffix.network, suffix.layer, inputs) as fresh:
+        before = divergence(fresh(), goal)
+        if len(born) == 0 or _divergence(fresh, Entry(dying, fitted, 0.0), goal, divergence) >= before:
+            return None
+    put_matrix(suffix.layer, fitted)
+    return born, dying
 
 
 def prescreen(site: Site, sets: Tensor, finalists: int) -> list[Entry]:

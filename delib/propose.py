@@ -7,7 +7,7 @@ not the network.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -46,6 +46,12 @@ class Site:
     @cached_property
     def importance(self) -> Tensor:
         return torch.ones(len(self.weight)) if self.measure_importance is None else self.measure_importance()
+
+    def after(self, weight: Tensor, bias: Tensor | None, alive: Tensor) -> Site:
+        """The same site once its weights have changed; its inputs, and so its moments, are what they were."""
+        site = replace(self, weight=weight.clone(), bias=None if bias is None else bias.clone(), alive=alive)
+        site.moments, site.importance = self.moments, self.importance
+        return site
 
     def living(self) -> Tensor:
         """``alive``, a copy, all True by default."""

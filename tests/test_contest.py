@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from delib.assess import Suffix, importance, kl, mse, soft_kl
-from delib.contest import compensated, growing, prescreen
+from delib.contest import compensated, growing, prescreen, revive
 from delib.evolve import evolve
 from delib.networks import predict, weight_layers, weight_of
 from delib.newton import newton
@@ -205,3 +205,41 @@ def test_compensation_works_on_convolutions_with_groups_skips_and_several_output
     with torch.no_grad():
         ends = [float(squares(student(images), teacher(images))) for student in (recovered, plain)]
     assert ends[0] < ends[1]
+
+
+def test_dead_weights_live_again_where_that_lowers_the_divergence() -> None:
+    """Half of a layer is zeroed at random; what is revived makes the student nearer, at the same sparsity."""
+    teacher = tiny()
+    student = copy.deepcopy(teacher)
+    alive = torch.rand(5, 8, generator=chance(3)) < 0.5
+    site = site_of(student)
+    site.moments = moments(student, teacher, "2", INPUTS)
+    put_matrix(student[2], refit(site.moments, with_bias(alive, student[2]), site.matrix()))
+    site = site.after(weight_of(student[2]), bias_of(student[2]), alive)
+    before = float(mse(predict(student, INPUTS), predict(teacher, INPUTS)))
+    rounds = growing(INPUTS, teacher, len(INPUTS), chance())
+    with Suffix(student, student[2], INPUTS) as suffix:
+        swap = revive(site, 4, suffix, rounds, mse)
+        assert swap is not None
+        assert revive(site, 0, suffix, rounds, mse) is None
+    born, dying = swap
+    assert len(born) == len(dying) <= 4
+    assert not alive.flatten()[born].any()
+    assert alive.flatten()[dying].all()
+    assert (weight_of(student[2]).flatten()[dying] == 0).all()
+    assert (weight_of(student[2]).flatten()[born] != 0).all()
+    assert int((weight_of(student[2]) == 0).sum()) == int((~alive).sum())
+    assert float(mse(predict(student, INPUTS), predict(teacher, INPUTS))) < before
+
+
+def test_evolution_with_revival_meets_its_goals_and_every_cycle_can_be_had_again() -> None:
+    options = {"criterion": obs, "compensate": True, "share": 0.3, "population": 3, "divergence": soft_kl, "batch": 50}
+    evolved = evolve(tiny(), INPUTS, {"0": 0.7, "2": 0.6}, revival=0.5, progress=False, **options)
+    plain = evolve(tiny(), INPUTS, {"0": 0.7, "2": 0.6}, progress=False, **options)
+    assert any(not torch.equal(evolved.masks[name], plain.masks[name]) for name in ("0", "2")), "something was revived"
+    for cycle in range(evolved.cycle + 1):
+        zeros = sum(int((weight_of(evolved.at_cycle(cycle).get_submodule(n)) == 0).sum()) for n in ("0", "2"))
+        assert zeros / 88 == pytest.approx(evolved.sparsities[cycle])
+    assert [evolved.zeros(name) for name in ("0", "2")] == [round(0.7 * 48), round(0.6 * 40)]
+    last = evolved.at_cycle(evolved.cycle).state_dict()
+    assert all(torch.equal(value, last[name]) for name, value in evolved.student.state_dict().items())
