@@ -26,6 +26,11 @@ def toy(project: Any) -> Path:
     return path
 
 
+def hear_interrupts() -> None:
+    """What runs in the background, as these tests may, begins deaf to them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def alive(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -54,7 +59,9 @@ def test_an_interrupt_leaves_the_old_results_and_no_half_written_file(
     slow = f"import os, time\nopen({str(begun)!r}, 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)"
     project.notebook("10_toy", slow, RECORD, parameters=PARAMETERS)
     command = [sys.executable, "-m", "delib", "run", "10_toy", "--profile", "smoke"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    )
     assert until(lambda: begun.is_file() and begun.read_text().endswith("\n")), "the notebook did not start"
     process.send_signal(end)
     said = "".join(process.communicate(timeout=60))
@@ -82,6 +89,7 @@ def test_an_interrupted_report_stops_at_once_and_begins_nothing_more(project: An
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
         env={**os.environ, "TMPDIR": sockets},
     )
     begun = tmp_path / "begun0"
