@@ -58,3 +58,36 @@ def test_no_inputs_is_said() -> None:
     student, teacher, masks = pair()
     with pytest.raises(ValueError, match="got none"):
         recover(student, teacher, masks, 0, inputs=INPUTS[:0])
+
+
+def test_recovery_that_leads_astray_on_the_validation_inputs_is_undone() -> None:
+    student, teacher, masks = pair()
+    before = {n: t.clone() for n, t in student.state_dict().items()}
+    count = 0
+
+    def spoil(network: nn.Module) -> None:
+        nonlocal count
+        count += 1
+        for name, mask in masks.items():
+            weight_of(network.get_submodule(name)).add_(mask * 1.0)
+
+    options = {"inputs": INPUTS[:128], "validation": INPUTS[128:], "every": 5, "patience": 3}
+    recover(student, teacher, masks, 0, steps=500, after_step=spoil, **options)
+    assert count == 15  # three looks, none better than the start
+    assert all(torch.equal(before[n], t) for n, t in student.state_dict().items())
+
+
+def test_early_stopping_keeps_the_least_divergent_student_of_those_it_looked_at() -> None:
+    student, teacher, masks = pair()
+    apart = INPUTS[128:]
+    seen = []
+
+    def watch(network: nn.Module) -> None:
+        with torch.no_grad():
+            seen.append(float(kl(network(apart), teacher(apart), 2.0)))
+
+    options = {"inputs": INPUTS[:32], "validation": apart, "every": 1, "patience": 1000}
+    recover(student, teacher, masks, 0, steps=300, batch=8, learning_rate=5e-2, after_step=watch, **options)
+    with torch.no_grad():
+        assert float(kl(student(apart), teacher(apart), 2.0)) == pytest.approx(min(seen))
+    assert min(seen) < seen[-1]
