@@ -32,7 +32,7 @@ def admm(
     Only weights ``allowed`` [rows, k] may survive (all by default). ``row_weights`` s [rows] say how much an error of
     each output matters (all alike by default). The strength is |W + V/ρ| at the end, in the scale in which weights were
     compared: larger means more worth keeping. The problem is scaled to a unit diagonal of G; one eigendecomposition of
-    each G makes every iteration two matrix products.
+    each G makes every iteration two matrix products, in float32: they decide what survives, not with which value.
     """
     problem = _Scaled(moments, matrix, row_weights, ridge)
     barred = torch.zeros_like(matrix, dtype=torch.bool) if allowed is None else ~allowed
@@ -67,14 +67,15 @@ class _Scaled:
         gram = moments.damped(ridge)
         groups, k, _ = gram.shape
         scale = gram.diagonal(dim1=1, dim2=2).rsqrt()
-        self.values, self.vectors = torch.linalg.eigh(gram * scale[:, :, None] * scale[:, None, :])
+        values, vectors = torch.linalg.eigh(gram * scale[:, :, None] * scale[:, None, :])
         rows = torch.ones(len(matrix), dtype=gram.dtype) if row_weights is None else row_weights.to(gram.dtype).sqrt()
         importance = (rows / rows.mean()).view(groups, -1, 1)
         start = matrix.to(gram.dtype).view(groups, -1, k)
         extra = gram.diagonal(dim1=1, dim2=2) - moments.gram.diagonal(dim1=1, dim2=2)
         target = moments.cross.view(groups, -1, k) + extra[:, None, :] * start  # damping pulls towards the start
-        self.start = start / scale[:, None, :] * importance
-        self.target = target * scale[:, None, :] * importance @ self.vectors
+        self.values, self.vectors = values.float(), vectors.float()
+        self.start = (start / scale[:, None, :] * importance).float()
+        self.target = (target * scale[:, None, :] * importance @ vectors).float()
 
     def solve(self, pull: Tensor, penalty: float) -> Tensor:
         """(G + ρ)⁻¹ (C + pull)."""
