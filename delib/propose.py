@@ -182,12 +182,14 @@ def draws(
         raise ValueError(f"cannot draw sets of {size} from {len(relevance)} survivors")
     if temperature > 0:
         relevance = relevance / temperature
+
+    def scores() -> Tensor:
+        chance = torch.empty_like(relevance).exponential_(generator=generator)
+        return chance.log_().add_(relevance)
+
     for _ in range(population):
-        scores = relevance
-        if temperature > 0:
-            scores = torch.empty_like(relevance).exponential_(generator=generator).log_().add_(relevance)
-        chosen = torch.zeros_like(living).masked_scatter_(living, _least(scores, size))
-        yield chosen.nonzero().squeeze(1).to(device)
+        least = _least(scores() if temperature > 0 else relevance, size)
+        yield torch.zeros_like(living).masked_scatter_(living, least).nonzero().squeeze(1).to(device)
 
 
 def _least(scores: Tensor, many: int) -> Tensor:
@@ -220,7 +222,9 @@ def propose(
         relevance = critic(site)
         if incumbent and i == 0:
             yield from draws(relevance, alive, size, 1, 0.0, chance)
-        yield from draws(relevance, alive, size, part, temperature, chance)
+        sets = draws(relevance, alive, size, part, temperature, chance)
+        del relevance  # as large as the weight, and the draws keep what they need of it
+        yield from sets
 
 
 def agreed(chosen: Tensor, site: Site, critics: Sequence[Criterion], slack: float = 2.0) -> Tensor:
