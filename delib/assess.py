@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delib.networks import weight_of
+from delib.trace import Call, Trace, forwards_replaced
 
 # Student's outputs, teacher's outputs on the same inputs -> one number, 0 where they agree.
 Divergence = Callable[[Any, Any], Tensor]
@@ -46,78 +46,42 @@ DIVERGENCES: dict[str, Divergence] = {"kl": kl, "soft_kl": soft_kl, "mse": mse}
 
 
 class Suffix:
-    """A network from one layer on, for inputs that stay the same: what runs before the layer is computed once.
+    """A network as far as it depends on one layer, for inputs that stay the same: the rest is computed once.
 
-    Works for any module graph (branches, skips, shared modules) whose course does not depend on chance: every leaf
-    module that finished before the layer was first called returns a copy of what it returned then; everything from
-    the layer on is computed. Calling the suffix gives exactly what ``network(inputs)`` would.
+    Works for any module graph (branches, skips, shared modules), see ``Trace``: every call of a leaf module that does
+    not depend on the layer gives again what it gave, also where it comes after the layer; all others are computed.
+    Calling the suffix gives exactly what ``network(inputs)`` would. Held in memory are the layer's own inputs,
+    ``site_inputs``, and those outputs alone that something computed is made of.
 
-    ``site_inputs`` are the layer's own inputs. Use as a context manager: the network is patched meanwhile.
+    Use as a context manager: the network is patched meanwhile.
     """
 
     def __init__(self, network: nn.Module, layer: nn.Module, inputs: Tensor) -> None:
         self.network, self.layer, self.inputs = network, layer, inputs
-        self.site_inputs = inputs
-        self._finished: dict[nn.Module, list[Any]] = defaultdict(list)
 
     def __enter__(self) -> Self:
-        reached = False
-
-        def enter_layer(_: nn.Module, args: tuple[Any, ...]) -> None:
-            nonlocal reached
-            if not reached:
-                reached, self.site_inputs = True, args[0].detach().clone()
-
-        def leave_leaf(module: nn.Module, _: Any, output: Any) -> None:
-            if not reached:
-                self._finished[module].append(_copy(output))
-
-        leaves = [m for m in self.network.modules() if not any(m.children()) and m is not self.layer]
-        hooks = [m.register_forward_hook(leave_leaf) for m in leaves]
-        hooks.append(self.layer.register_forward_pre_hook(enter_layer))
-        try:
-            with torch.no_grad():
-                self.network(self.inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if not reached:
+        trace = Trace(self.network, self.layer, self.inputs)
+        if not trace.reached:
             raise ValueError("the layer to assess is never called by the network's forward pass")
+        self.site_inputs, self._calls = trace.site_inputs, trace.calls
         return self
 
     @torch.no_grad()
     def __call__(self) -> Any:
-        with self._replayed():
+        again = {module: _replay(module.forward, iter(calls)) for module, calls in self._calls.items()}
+        with forwards_replaced(again):
             return self.network(self.inputs)
 
     def __exit__(self, *_: object) -> None:
-        self._finished.clear()
-
-    @contextmanager
-    def _replayed(self) -> Iterator[None]:
-        own = {module: vars(module).get("forward") for module in self._finished}
-        for module, outputs in self._finished.items():
-            module.forward = _replay(module.forward, iter(outputs))
-        try:
-            yield
-        finally:
-            for module, forward in own.items():
-                del module.forward  # the class's method shows again
-                if forward is not None:
-                    module.forward = forward
+        self._calls.clear()
 
 
-def _replay(forward: Callable[..., Any], outputs: Iterator[Any]) -> Callable[..., Any]:
+def _replay(forward: Callable[..., Any], calls: Iterator[Call]) -> Callable[..., Any]:
     def replayed(*args: Any, **kwargs: Any) -> Any:
-        for output in outputs:
-            return _copy(output)  # the network may work on it in place
-        return forward(*args, **kwargs)
+        call = next(calls, None)
+        return forward(*args, **kwargs) if call is None or call.runs else call.again()
 
     return replayed
-
-
-def _copy(output: Any) -> Any:
-    return output.detach().clone() if isinstance(output, Tensor) else output
 
 
 @contextmanager
@@ -132,10 +96,10 @@ def tentatively_zeroed(layer: nn.Module, candidate: Tensor) -> Iterator[None]:
         weight[candidate] = values
 
 
-def assess(suffix: Suffix, candidates: Tensor, teacher_outputs: Any, divergence: Divergence) -> Tensor:
+def assess(suffix: Suffix, candidates: Iterable[Tensor], teacher_outputs: Any, divergence: Divergence) -> Tensor:
     """The divergence from the teacher that each candidate set would cause, [population].
 
-    ``candidates`` [population, size] are flat indices into the weight of ``suffix.layer``.
+    A candidate [size] holds flat indices into the weight of ``suffix.layer``.
     """
     divergences = []
     for candidate in candidates:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from delib.encode import LevelTensor
-from delib.networks import weight_layers, weight_of
+from delib.networks import weight_key, weight_layers, weight_of
 from delib.quantize import Quantized, quantize, quantize_weight, with_levels
 from delib.records import in_batch
 from delib.refit import RIDGE, Moments, matrix_of, moments, put_matrix, refit, with_bias
@@ -83,8 +83,8 @@ def finished(network: nn.Module, levels: Mapping[str, LevelTensor], bits: int = 
     rounding does. Running variances and means stay float32: where norms are folded they are constants.
     """
     quantized = quantize(network, bits, scaled=True)
-    quantized.update({f"{name}.weight": tensor for name, tensor in levels.items()})
+    quantized.update({weight_key(name): tensor for name, tensor in levels.items()})
     parameters = {name for name, _ in network.named_parameters()}
-    for name in parameters - {f"{layer}.weight" for layer in weight_layers(network)}:
+    for name in parameters - {weight_key(layer) for layer in weight_layers(network)}:
         quantized[name] = torch.from_numpy(quantized[name]).half().numpy()
     return quantized

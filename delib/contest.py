@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from delib.refit import matrix_of, put_matrix, refit
 
 FINALISTS = 4  # candidates that the network itself assesses, in two rounds
 
-
+Sets = Iterable[Tensor]  # a population of candidate sets, each the flat indices of the weights that would die
 Rounds = Iterator[tuple[Tensor, Any]]  # inputs, and the teacher's answers to them
 
 
@@ -32,16 +32,21 @@ class Entry:
 
 
 def uncompensated(
-    site: Site, sets: Tensor, suffix: Suffix, goal: Any, rounds: Rounds, divergence: Divergence
+    site: Site, sets: Sets, suffix: Suffix, goal: Any, rounds: Rounds, divergence: Divergence
 ) -> tuple[Tensor, Tensor]:
     """The set whose tentative zeroing diverges least from the teacher, [size], and all divergences, [population]."""
-    divergences = assess(suffix, sets, goal, divergence)
-    return sets[divergences.argmin()], divergences
+    divergences: list[Tensor] = []
+    for candidate in sets:
+        measured = assess(suffix, [candidate], goal, divergence)
+        if not divergences or measured < min(divergences):
+            best = candidate
+        divergences.append(measured)
+    return best, torch.cat(divergences)
 
 
 @torch.no_grad()
 def compensated(
-    site: Site, sets: Tensor, suffix: Suffix, goal: Any, rounds: Rounds, divergence: Divergence
+    site: Site, sets: Sets, suffix: Suffix, goal: Any, rounds: Rounds, divergence: Divergence
 ) -> tuple[Tensor, Tensor]:
     """As ``uncompensated``, each set assessed with its survivors refitted; the divergences are the first round's.
 
@@ -91,7 +96,7 @@ def revive(
     return born, dying
 
 
-def prescreen(site: Site, sets: Tensor, finalists: int) -> list[Entry]:
+def prescreen(site: Site, sets: Sets, finalists: int) -> list[Entry]:
     """The entries of least error after the refit, the first set always among them and at the front.
 
     The errors are exact and come from the moments alone: the network is not run, and only ``finalists`` entries are

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from delib.assess import Divergence, Suffix, importance, kl
 from delib.contest import compensated, growing, revive, uncompensated
-from delib.networks import weight_layers, weight_of
+from delib.networks import weight_key, weight_layers, weight_of
 from delib.propose import Criterion, Site, agreed, magnitude, propose
 from delib.records import in_batch
 from delib.recover import Recovery
@@ -31,8 +31,8 @@ class Evolved:
     ``generations`` maps each evolved layer's name to the generation of death of its weights (int16 in the weight's
     shape; 0 = survivor). ``rows`` has an entry for each cycle and layer (see ``history``). ``states`` holds what the
     network was at cycle 0 (the teacher) and after each recovery: its state dict, the weights of evolved layers reduced
-    to their survivors, and where those are (packed bits). ``passed`` is the overall sparsity after each cycle, and
-    ``cycle`` the last one.
+    to their survivors, and where those are (packed bits); at cycle 0 these are the teacher's own tensors, not copies.
+    ``passed`` is the overall sparsity after each cycle, and ``cycle`` the last one.
     """
 
     student: nn.Module
@@ -48,7 +48,7 @@ class Evolved:
         student = copy.deepcopy(teacher).eval()
         weights = {name: weight_of(student.get_submodule(name)) for name in layers}
         evolved = cls(student, {name: torch.zeros_like(w, dtype=torch.int16) for name, w in weights.items()})
-        evolved.remember()
+        evolved.states[0] = teacher.state_dict()
         return evolved
 
     @property
@@ -84,13 +84,10 @@ class Evolved:
         """A copy of the student as it was at the end of a cycle: its latest recovered state, less what died since."""
         network = copy.deepcopy(self.student)
         recovered = max(c for c in self.states if c <= cycle)
-        state = {name: tensor for name, tensor in self.states[recovered].items() if not name.endswith(ALIVE)}
+        state = {key: tensor for key, tensor in self.states[recovered].items() if not key.endswith(ALIVE)}
         for name, generation in self.generations.items():
-            key, shape = f"{name}.weight", generation.shape
-            bits = self.states[recovered][name + ALIVE].cpu().numpy()
-            alive = torch.from_numpy(np.unpackbits(bits, count=generation.numel()).astype(bool)).to(generation.device)
-            values, state[key] = state[key], torch.zeros_like(network.state_dict()[key])
-            state[key][alive.view(shape)] = values
+            key = weight_key(name)
+            state[key] = _whole(self.states[recovered], key, generation)
             state[key][(generation > recovered) & (generation <= cycle)] = 0
         network.load_state_dict(state)
         return network
@@ -114,11 +111,11 @@ class Evolved:
 
     def remember(self) -> None:
         """Keep the student's present state under the present cycle."""
-        state = {name: tensor.detach().clone() for name, tensor in self.student.state_dict().items()}
-        for name, mask in self.masks.items():
-            state[f"{name}.weight"] = state[f"{name}.weight"][mask]
-            state[name + ALIVE] = torch.from_numpy(np.packbits(mask.cpu().numpy()))
-        self.states[self.cycle] = state
+        state = self.student.state_dict()
+        masks = {weight_key(name): mask for name, mask in self.masks.items()}
+        self.states[self.cycle] = {k: t[masks[k]] if k in masks else t.clone() for k, t in state.items()}
+        for key, mask in masks.items():
+            self.states[self.cycle][key + ALIVE] = torch.from_numpy(np.packbits(mask.cpu().numpy()))
 
     def exchange(self, layer: str, born: Tensor, dying: Tensor) -> None:
         """Let dead weights live again in the place of survivors (flat indices of both)."""
@@ -133,8 +130,18 @@ class Evolved:
             self.remember()
 
 
-ALIVE = " alive"  # behind a layer's name: the key of its packed mask in a state
+ALIVE = " alive"  # behind a weight's key: the key of its packed mask in a state
 HISTORY = ["cycle", "layer", "divergence", "population_mean", "population_spread", "sparsity"]
+
+
+def _whole(state: State, key: str, like: Tensor) -> Tensor:
+    """A copy of a weight in a state, in the shape of ``like``; zero where it was not alive then."""
+    if key + ALIVE not in state:
+        return state[key].clone()
+    bits = np.unpackbits(state[key + ALIVE].numpy(), count=like.numel()).astype(bool)
+    weight = torch.zeros(like.shape, dtype=state[key].dtype, device=like.device)
+    weight[torch.from_numpy(bits).view(like.shape).to(like.device)] = state[key]
+    return weight
 
 
 def evolve(
@@ -198,7 +205,7 @@ def evolve(
                 if compensate:
                     put_matrix(suffix.layer, refit(site.moments, site.support(chosen), site.matrix()))
                 if compensate and revival:
-                    after = site.after(weight_of(suffix.layer), bias_of(suffix.layer), evolved.masks[name])
+                    after = site.after(weight_of(suffix.layer), bias_of(suffix.layer), evolved.generations[name] == 0)
                     if swap := revive(after, round(revival * size), suffix, rounds, divergence):
                         evolved.exchange(name, *swap)
                 bar.update(len(chosen))
@@ -216,7 +223,7 @@ def _site(
     return Site(
         weight_of(layer).clone(),
         suffix.site_inputs,
-        evolved.masks[name],
+        evolved.generations[name] == 0,
         evolved.survivors(name) - size,
         None if (bias := bias_of(layer)) is None else bias.clone(),
         lambda: moments(evolved.student, model, name, inputs),

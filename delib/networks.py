@@ -122,6 +122,11 @@ def weight_layers(network: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def weight_key(name: str) -> str:
+    """The state dict's key of a layer's weight; a network may itself be the layer, named ''."""
+    return f"{name}.weight" if name else "weight"
+
+
 def weight_of(layer: nn.Module) -> Tensor:
     """A layer's weight, without gradient tracking and sharing its memory."""
     weight = layer.weight

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp
 
 from delib.assess import Divergence, soft_kl
+from delib.networks import weight_key
 
 Values = dict[str, Tensor]
 
@@ -57,7 +58,7 @@ def newton(
     judge, learn = inputs[order[: len(inputs) // 10]], inputs[order[len(inputs) // 10 :]]
     values = {name: p.detach().clone() for name, p in student.named_parameters()}
     free = {name: torch.ones_like(v) for name, v in values.items()}
-    free |= {f"{name}.weight": mask.to(values[f"{name}.weight"]) for name, mask in masks.items()}
+    free |= {weight_key(name): mask.to(values[weight_key(name)]) for name, mask in masks.items()}
     problem = _Problem(student, teacher, learn, batch, divergence, free)
     bent = _Problem(student, teacher, learn[: math.ceil(curved * len(learn))], batch, divergence, free)
     judged = _Problem(student, teacher, judge, batch, divergence, free)

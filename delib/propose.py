@@ -6,10 +6,11 @@ not the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -165,14 +166,40 @@ def draw(
     smallest of Exp(1)·relevance**(1/temperature) win; here in logarithms). Temperature 0 is the criterion alone:
     all sets are the ``size`` least relevant weights. Raises ValueError if fewer than ``size`` weights are alive.
     """
-    survivors = alive.flatten().nonzero().squeeze(1)
-    if size > len(survivors):
-        raise ValueError(f"cannot draw sets of {size} from {len(survivors)} survivors")
-    scores = relevance.flatten()[survivors].float().log().expand(population, -1)
+    return torch.stack(list(draws(relevance, alive, size, population, temperature, generator)))
+
+
+def draws(
+    relevance: Tensor, alive: Tensor, size: int, population: int, temperature: float, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """The sets of ``draw`` one after the other, so that a population takes no more memory than one of its sets.
+
+    Chance is the processor's wherever the weights are, so that the same seed draws alike on every device.
+    """
+    device, living = alive.device, alive.flatten().cpu()
+    relevance = relevance.flatten().cpu().masked_select(living).float().log()
+    if size > len(relevance):
+        raise ValueError(f"cannot draw sets of {size} from {len(relevance)} survivors")
     if temperature > 0:
-        chance = torch.empty_like(scores, memory_format=torch.contiguous_format).exponential_(generator=generator)
-        scores = scores / temperature + chance.log()
-    return survivors[scores.topk(size, dim=1, largest=False, sorted=False).indices]
+        relevance = relevance / temperature
+
+    def scores() -> Tensor:
+        chance = torch.empty_like(relevance).exponential_(generator=generator)
+        return chance.log_().add_(relevance)
+
+    for _ in range(population):
+        least = _least(scores() if temperature > 0 else relevance, size)
+        yield torch.zeros_like(living).masked_scatter_(living, least).nonzero().squeeze(1).to(device)
+
+
+def _least(scores: Tensor, many: int) -> Tensor:
+    """True for the ``many`` smallest of ``scores`` [n], of equal ones the first."""
+    if not many:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    limit = float(np.partition(scores.numpy(), many - 1)[many - 1])  # a fifth of topk's time and memory
+    least = scores < limit
+    least[(scores == limit).nonzero().squeeze(1)[: many - int(least.sum())]] = True
+    return least
 
 
 def propose(
@@ -183,18 +210,21 @@ def propose(
     temperature: float,
     chance: torch.Generator,
     incumbent: bool = False,
-) -> Tensor:
-    """A population of candidate sets, [population, size], drawn from one criterion or from several in equal parts.
+) -> Iterator[Tensor]:
+    """A population of candidate sets, each [size], drawn from one criterion or from several in equal parts.
 
     With ``incumbent`` the first set is what the first criterion alone would zero, for the others to beat.
     """
     criteria = [criterion] if callable(criterion) else list(criterion)
     alive = site.living()
-    relevances = [critic(site) for critic in criteria[:population]]
-    first = [draw(relevances[0], alive, size, 1, 0.0, chance)] if incumbent else []
-    parts = torch.arange(population - len(first)).tensor_split(len(relevances))
-    rest = [draw(r, alive, size, len(p), temperature, chance) for r, p in zip(relevances, parts, strict=True)]
-    return torch.cat(first + rest)
+    parts = [len(part) for part in torch.arange(population - incumbent).tensor_split(len(criteria[:population]))]
+    for i, (critic, part) in enumerate(zip(criteria, parts, strict=False)):
+        relevance = critic(site)
+        if incumbent and i == 0:
+            yield from draws(relevance, alive, size, 1, 0.0, chance)
+        sets = draws(relevance, alive, size, part, temperature, chance)
+        del relevance  # as large as the weight, and the draws keep what they need of it
+        yield from sets
 
 
 def agreed(chosen: Tensor, site: Site, critics: Sequence[Criterion], slack: float = 2.0) -> Tensor:

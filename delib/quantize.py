@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from delib.encode import LevelTensor
-from delib.networks import weight_layers
+from delib.networks import weight_key, weight_layers
 
 Levels = NDArray[np.float32]
 # Survivors' values [n], number of levels -> levels in rising order, at most that many.
@@ -140,7 +140,7 @@ def quantize(
     With ``scaled`` each output's weights share a scale of their own (see ``row_scales``) beside the layer's levels.
     Biases, norms and buffers stay as they are. Raises ValueError on bits outside 1..16 or an unknown method.
     """
-    names = {f"{layer}.weight": layer for layer in weight_layers(network)}
+    names = {weight_key(layer): layer for layer in weight_layers(network)}
     of = bits if isinstance(bits, Mapping) else dict.fromkeys(names.values(), bits)
     if missing := set(names.values()) - set(of):
         raise ValueError(f"no number of bits is given for layer {min(missing)!r}")

@@ -77,6 +77,60 @@ def test_only_what_is_behind_the_layer_runs() -> None:
     assert calls == ["fc1", "fc2"]
 
 
+def test_what_comes_later_but_does_not_depend_on_the_layer_is_not_run_again() -> None:
+    network, inputs = Branched().eval(), torch.randn(2, 3, 8, 8)
+    calls: list[str] = []
+    with Suffix(network, network.side, inputs) as suffix:
+        for name in ("stem", "shared", "side", "head"):
+            layer = network.get_submodule(name)
+            layer._conv_forward = lambda *a, n=name, f=layer._conv_forward: (calls.append(n), f(*a))[1]
+        suffix()
+        held = [call for calls_of in suffix._calls.values() for call in calls_of if call.needed]
+    assert calls == ["side", "head"]
+    assert len(held) == 2  # down's output, which is concatenated with side's, and act's, which side reads
+
+
+class Wayward(nn.Module):
+    """Its course depends on values; it writes into memory of its own and in place."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.second, self.third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.first(x)
+        b = self.second(x)
+        match self.how:
+            case "course":
+                c = self.third(x) if a.sum() > 0 else self.third(b)
+                return b + c
+            case "memory":
+                joined = torch.zeros(2, *a.shape)
+                joined[0], joined[1] = a, b
+                return self.third(joined)
+            case "in place":
+                b += a
+                b[:, 0].mul_(a[:, 1])
+                b[:, 2] = 1
+                return self.third(b) + a
+            case "attribute":
+                return self.third(b.detach().T.relu_().T) + a.numel() * float(b.max())
+        raise AssertionError
+
+
+@pytest.mark.parametrize("how", ["course", "memory", "in place", "attribute"])
+@pytest.mark.parametrize("name", ["first", "second", "third"])
+def test_wayward_networks_are_followed_exactly(how: str, name: str) -> None:
+    torch.manual_seed(1)
+    network, inputs = Wayward(how).eval(), torch.randn(5, 4)
+    layer = network.get_submodule(name)
+    with torch.no_grad(), Suffix(network, layer, inputs) as suffix:
+        for change in (0.0, 1.0, -3.0, 5.0):
+            weight_of(layer).add_(change)
+            assert torch.equal(suffix(), network(inputs))
+
+
 def test_site_inputs_are_what_the_layer_sees() -> None:
     network, inputs = lenet5().eval(), torch.randn(3, 1, 28, 28)
     with Suffix(network, network.conv2, inputs) as suffix, torch.no_grad():

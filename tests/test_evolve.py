@@ -32,7 +32,7 @@ def population_of(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[T
     seen, original = [], module.propose
 
     def spy(*args, **kwargs) -> Tensor:
-        seen.append(original(*args, **kwargs))
+        seen.append(torch.stack(list(original(*args, **kwargs))))
         return seen[-1]
 
     monkeypatch.setattr(module, "propose", spy)
@@ -145,6 +145,17 @@ def test_more_candidates_find_less_divergent_students() -> None:
             return sum(float(kl(student(INPUTS), tiny()(INPUTS))) for student in students) / 5
 
     assert mean_end(32) < 0.8 * mean_end(1)
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_a_network_may_be_the_layer_itself(compensate: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4).eval()
+    evolved = evolve(layer, INPUTS, 0.5, population=2, compensate=compensate)
+    assert int((weight_of(evolved.student) == 0).sum()) == 12
+    assert torch.equal(weight_of(evolved.at(0.0)), weight_of(layer))
+    assert torch.equal(weight_of(evolved.at(0.5)), weight_of(evolved.student))
+    assert quantize(evolved.student).sparsity == 0.5
 
 
 def test_any_callable_is_a_divergence() -> None:

@@ -31,6 +31,12 @@ def test_temperature_zero_is_the_criterion_alone() -> None:
     assert all(set(s.tolist()) == smallest for s in sets)
 
 
+def test_equals_are_taken_in_their_order_and_never_more_than_asked() -> None:
+    relevance = torch.tensor([2.0, 1.0, 1.0, 0.0, 1.0, torch.inf])
+    (chosen,) = draw(relevance, torch.ones(6, dtype=torch.bool), 3, 1, 0.0, chance())
+    assert chosen.tolist() == [1, 2, 3]
+
+
 def test_odds_are_the_stated_power_of_relevance() -> None:
     relevance, temperature = torch.tensor([1.0, 2.0, 4.0]), 0.5
     sets = draw(relevance, torch.ones(3, dtype=torch.bool), 1, 40_000, temperature, chance())

@@ -1,0 +1,172 @@
+"""The whole way at full size: YOLOv3's 62,001,757 values read, evolved to 90%, quantised, encoded, decoded, exported.
+
+Prints one JSON document with the seconds of each step and the process's peak memory after it. The weights are a file of
+random values in the official layout (normal, scaled as He et al. 2015 do, so that activations neither vanish nor
+explode; norms with scattered statistics): neither time nor memory depends on what a network has learnt. Whether the
+student is any good is no question here.
+
+The evolution is ``delib.evolve.evolve`` as everywhere: in every cycle each of the 75 convolutions is given candidate
+sets, each is tentatively zeroed and measured by the divergence of the network's detections, the best is zeroed.
+
+``evolve_memory_ratio`` is the evolution's peak above what the process held before it had a network, divided by the
+network's size plus the largest inputs and outputs that one layer has on the calibration images: the goal is 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from delib import encode
+from delib.darknet_weights import random_weights, read_weights, tensors, value_count, write_weights
+from delib.detect_loss import detection_divergence
+from delib.evolve import evolve
+from delib.networks import float32_bytes, sparsity, weight_layers
+from delib.propose import criterion_named
+from delib.quantize import quantize
+from delib.records import git_revision, package_versions
+from delib.weights import NETWORKS, export_darknet
+
+STEPS: dict[str, dict[str, float]] = {}
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held so far; Linux counts it in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def peak_device_megabytes(device: str) -> float:
+    """The most memory that tensors on a GPU have taken so far; 0 on a processor."""
+    return torch.cuda.max_memory_allocated() / (1 << 20) if device.startswith("cuda") else 0.0
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Time what is done inside and note the peak memory after it."""
+    start = time.perf_counter()
+    yield
+    STEPS[name] = {"seconds": time.perf_counter() - start, "peak_megabytes": peak_megabytes()}
+    print(name, STEPS[name], file=sys.stderr, flush=True)
+
+
+@torch.no_grad()
+def layer_bytes(network: nn.Module, images: Tensor) -> int:
+    """The most that the inputs and outputs of one weight layer take."""
+    sizes = [0]
+    measure = lambda _, args, output: sizes.append(4 * (args[0].numel() + output.numel()))  # noqa: E731
+    hooks = [layer.register_forward_hook(measure) for layer in weight_layers(network).values()]
+    network(images)
+    for hook in hooks:
+        hook.remove()
+    return max(sizes)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two containers, or two tensors of them, are equal bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, encode.LevelTensor):
+        fields = ("mask", "indices", "codebook")
+        return isinstance(b, encode.LevelTensor) and all(same(getattr(a, f), getattr(b, f)) for f in fields)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def whole_way(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All the steps; returns what came out of them."""
+    before, build = peak_megabytes(), NETWORKS[options.network][0]
+    write_weights(random_weights(build(), options.seed), folder / "random.weights")
+    chance = torch.Generator().manual_seed(options.seed)
+    images = torch.rand(options.images, 3, options.size, options.size, generator=chance).to(options.device)
+    with step("read"):
+        teacher = build()
+        read_weights(teacher, folder / "random.weights")
+        teacher.to(options.device)
+    network_bytes, activations = float32_bytes(teacher), layer_bytes(teacher, images)
+    with step("evolve"):
+        evolved = evolve(
+            teacher,
+            images,
+            options.sparsity,
+            population=options.population,
+            share=options.share,
+            criterion=criterion_named(options.criterion),
+            divergence=detection_divergence(teacher.heads),
+            batch=options.images,
+            seed=options.seed,
+        )
+    peak = peak_device_megabytes(options.device) or peak_megabytes() - before
+    student, rows = evolved.student, evolved.rows
+    reached, cycles = sparsity(student), evolved.cycle
+    del teacher, evolved
+    with step("quantize"):
+        quantized = quantize(student, options.bits)
+    with step("encode"):
+        size = encode.write(folder / "student.delib", quantized)
+    with step("decode"):
+        decoded = encode.read(folder / "student.delib")
+    state = {n: t.dense() if isinstance(t, encode.LevelTensor) else t for n, t in decoded.items()}
+    with step("export"):
+        export_darknet(state, folder / "student.weights")
+    with step("read_exported"):
+        exported = build()
+        read_weights(exported, folder / "student.weights")
+    return {
+        "values": value_count(exported),
+        "weights": sum(layer.weight.numel() for layer in weight_layers(exported).values()),
+        "cycles": cycles,
+        "divergences_measured": len(rows) * options.population,
+        "sparsity": reached,
+        "bits": quantized.bits,
+        "encoded_bytes": size,
+        "compression_ratio": (folder / "random.weights").stat().st_size / size,
+        "decoded_bit_for_bit": same(quantized, decoded),
+        "exported_the_same": all(np.array_equal(t.numpy(), state[n]) for n, t in tensors(exported)),
+        "evolve_memory_ratio": peak * (1 << 20) / (network_bytes + activations),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", choices=list(NETWORKS), default="yolov3")
+    parser.add_argument("--sparsity", type=float, default=0.9, help="of every convolution's weights")
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--images", type=int, default=1, help="random images that candidates are assessed on")
+    parser.add_argument("--size", type=int, default=416, help="their height and width, a multiple of 32 pixels")
+    parser.add_argument("--population", type=int, default=4)
+    parser.add_argument("--share", type=float, default=0.5, help="a candidate set's share of a layer's survivors")
+    parser.add_argument("--criterion", default="activation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        results = whole_way(options, Path(folder))
+    circumstances = {
+        "versions": package_versions(),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
+        "git_revision": git_revision(),
+        "options": vars(options),
+        "seconds": time.perf_counter() - start,
+        "peak_memory_megabytes": peak_megabytes(),
+        "peak_device_megabytes": peak_device_megabytes(options.device),
+    }
+    print(json.dumps({"benchmark": "scale", **circumstances, "steps": STEPS, **results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
