@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from delib.assess import Divergence, kl
-from delib.networks import weight_of
+from delib.networks import channels_last, weight_of
 
 
 class Recovery(Protocol):
@@ -57,19 +57,20 @@ def recover(
     teacher.eval()
     best = None if validation is None else _Best(student, teacher, validation, measure)
     student.train()
-    for step in range(1, steps + 1):
-        part = inputs[torch.randint(len(inputs), (batch,), generator=generator).to(inputs.device)]
-        with torch.no_grad():
-            goal = teacher(part)
-        optimizer.zero_grad()
-        measure(student(part), goal).backward()
-        optimizer.step()
-        schedule.step()
-        hold(student, masks)
-        if after_step is not None:
-            after_step(student)
-        if best is not None and step % every == 0 and best.look() >= patience:
-            break
+    with channels_last(student, teacher):
+        for step in range(1, steps + 1):
+            part = inputs[torch.randint(len(inputs), (batch,), generator=generator).to(inputs.device)]
+            with torch.no_grad():
+                goal = teacher(part)
+            optimizer.zero_grad()
+            measure(student(part), goal).backward()
+            optimizer.step()
+            schedule.step()
+            hold(student, masks)
+            if after_step is not None:
+                after_step(student)
+            if best is not None and step % every == 0 and best.look() >= patience:
+                break
     student.eval()
     if best is not None:
         best.look()

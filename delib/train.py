@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from delib.datasets import Split
+from delib.networks import channels_last
 from delib.records import atomic_path, in_batch
 from delib.sources import cache_folder
 
@@ -34,12 +35,13 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 20), pct_start=0.1)
     generator = torch.Generator().manual_seed(seed)
     network.train()
-    for _ in tqdm(range(epochs), desc="training the teacher", unit="epoch", disable=in_batch()):
-        for part in torch.randperm(len(data), generator=generator).split(batch)[: len(data) // batch]:
-            optimizer.zero_grad()
-            F.cross_entropy(network(data.images[part]), data.labels[part]).backward()
-            optimizer.step()
-            schedule.step()
+    with channels_last(network):
+        for _ in tqdm(range(epochs), desc="training the teacher", unit="epoch", disable=in_batch()):
+            for part in torch.randperm(len(data), generator=generator).split(batch)[: len(data) // batch]:
+                optimizer.zero_grad()
+                F.cross_entropy(network(data.images[part]), data.labels[part]).backward()
+                optimizer.step()
+                schedule.step()
     network.eval()
 
 

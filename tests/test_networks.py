@@ -6,6 +6,7 @@ from torch import nn
 
 from delib.networks import (
     accuracy,
+    channels_last,
     float32_bytes,
     lenet5,
     lenet300,
@@ -59,3 +60,17 @@ def test_prediction_in_batches_is_prediction_and_keeps_the_mode() -> None:
 def test_a_network_without_weight_layers_is_said_to_have_none() -> None:
     with pytest.raises(ValueError, match="ReLU"):
         weight_layers(nn.ReLU())
+
+
+@pytest.mark.parametrize("make", [lenet5, resnet, vgg])
+def test_channels_last_changes_the_order_in_memory_alone_and_only_inside(make) -> None:
+    network = make().eval()
+    images = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        expected = network(images)
+        with channels_last(network):
+            assert not all(p.is_contiguous() for p in network.parameters())
+            assert torch.allclose(network(images), expected, atol=1e-5)
+    assert all(p.is_contiguous() for p in network.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
