@@ -7,7 +7,8 @@ also mends what they broke. No gradient, no labels; see ``refit`` and ``supports
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from delib.rounding import rounded
 from delib.supports import admm
 
 ITERATIONS = 75  # of ADMM: on YOLOv3-tiny's layers more no longer lower the error, and the largest takes 1 s for each
+ENOUGH = 1 << 17  # vectors a layer is fitted to: 28 for each weight of the longest row of YOLOv3-tiny
 
 
 @torch.no_grad()
@@ -34,6 +36,8 @@ def compensated(
     rounding: Collection[str] = (),
     batch: int = 16,
     ridge: float = RIDGE,
+    focus: Callable[[Any], Tensor] | None = None,
+    enough: int = ENOUGH,
     progress: bool = True,
 ) -> tuple[nn.Module, dict[str, LevelTensor]]:
     """A student with the sparsities of ``targets``, and the levels of the layers named in ``rounding``.
@@ -41,7 +45,8 @@ def compensated(
     In the network's order each layer named in either gets its support by ADMM, its values by least squares and, if it
     is in ``rounding``, 2**``bits`` levels with one scale an output, each rounding error made up for by the weights
     still unrounded and by the bias. ``inputs`` [n, ...] are calibration inputs, run ``batch`` at a time. A layer in
-    ``rounding`` without a target stays dense. Raises ValueError on a layer that the network lacks.
+    ``rounding`` without a target stays dense. ``focus`` and ``enough`` are those of ``refit.moments``. Raises
+    ValueError on a layer that the network lacks.
     """
     layers = weight_layers(teacher)
     if unknown := sorted({*targets, *rounding} - set(layers)):
@@ -50,7 +55,7 @@ def compensated(
     levels: dict[str, LevelTensor] = {}
     names = [name for name in layers if name in targets or name in rounding]
     for name in tqdm(names, unit="layer", disable=not progress or in_batch()):
-        sums = moments(student, teacher, name, inputs, batch)
+        sums = moments(student, teacher, name, inputs, batch, focus=focus, enough=enough)
         _sparsify(student.get_submodule(name), sums, targets.get(name, 0.0), ridge)
         if name in rounding:
             levels[name] = _round(student.get_submodule(name), sums, bits, ridge)
