@@ -7,6 +7,7 @@ enemy: inputs never come twice, inner features are matched besides outputs, and 
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -48,6 +49,7 @@ def distil(
     frozen: Sequence[str] = (),
     uses: int = 1,
     memory: int = 100,
+    minutes: float = math.inf,
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> list[tuple[float, float]]:
@@ -66,12 +68,14 @@ def distil(
     Modules named in ``frozen`` do not move: the student's first ones, a chain in running order. With ``uses`` above 1
     only every ``uses``-th batch is new; the others are drawn from the last ``memory`` batches, for which the teacher's
     answers and what the frozen modules deliver are remembered: half the work of a step, or less.
-    With ``checkpoint`` the work goes on from that file if it exists, and is saved there now and then.
+    Where ``minutes`` are too few for ``steps``, the rate falls and the work ends with the time instead, at some cost in
+    reproducibility. With ``checkpoint`` the work goes on from that file if it exists, and is saved there now and then.
     """
-    path = _Path(student, masks, rate, steps, average, frozen)
+    path = _Path(student, masks, rate, average, frozen)
     losses = path.resume(checkpoint)
     teacher.eval()
     student.eval()  # statistics of norms are the teacher's
+    start = time.perf_counter()
     lessons: deque[_Lesson] = deque(maxlen=memory)
     bar = tqdm(range(len(losses), steps), initial=len(losses), total=steps, disable=not progress or in_batch())
     for step in bar:
@@ -86,12 +90,15 @@ def distil(
                 loss = divergence(student(lesson.inputs), lesson.goal)
             error = feature_error(got, lesson.features, lesson.focus) if features else torch.zeros(())
             (loss + feature_weight * error).backward()
-        path.step(step)
+        used = (time.perf_counter() - start) / (60 * minutes)
+        path.step(step, max(step / steps, min(used, 1.0)))
         path.learn()
         losses.append((float(loss.detach()), float(error.detach())))
         bar.set_postfix(divergence=f"{losses[-1][0]:.3f}", features=f"{losses[-1][1]:.3f}", refresh=False)
         if checkpoint and (step % 50 == 49 or step == steps - 1):
             path.save(checkpoint, losses)
+        if used >= 1:
+            break
     path.finish()
     return losses
 
@@ -164,6 +171,21 @@ def watched(network: nn.Module, names: Sequence[str], stop: bool = False) -> Ite
             hook.remove()
 
 
+@torch.no_grad()
+def modules_before(network: nn.Module, layer: str, example: Tensor) -> list[str]:
+    """The leaf modules that ``network(example)`` runs before the named layer, in that order: what ``distil`` may freeze
+    if they form a chain."""
+    ran: list[str] = []
+    leaves = {name: module for name, module in network.named_modules() if not any(module.children())}
+    hooks = [m.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, m in leaves.items()]
+    try:
+        network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran[: ran.index(layer)]
+
+
 class _Stop(Exception):
     """A forward pass has gone far enough."""
 
@@ -188,11 +210,10 @@ class _Path:
         student: nn.Module,
         masks: Mapping[str, Tensor],
         rate: float,
-        steps: int,
         average: float,
         frozen: Sequence[str],
     ) -> None:
-        self.student, self.rate, self.steps, self.average = student, rate, steps, average
+        self.student, self.rate, self.average = student, rate, average
         still = tuple(f"{name}." for name in frozen)
         self.moving: list[nn.Parameter] = []
         self.places: list[Tensor] = []  # of the values among a parameter's, in the order of memory
@@ -220,9 +241,9 @@ class _Path:
         for parameter, place, value in zip(self.moving, self.places, values, strict=True):
             stored(parameter.detach())[place] = value
 
-    def step(self, step: int) -> None:
-        """One move along the gradients."""
-        share = min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+    def step(self, step: int, done: float) -> None:
+        """One move along the gradients; ``done`` 0..1 is how much of the whole way lies behind."""
+        share = min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
         for group, size in zip(self.optimizer.param_groups, self.sizes, strict=True):
             group["lr"] = self.rate * size * share
         for value, parameter, place in zip(self.values, self.moving, self.places, strict=True):
