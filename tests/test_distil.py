@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from delib.assess import mse
-from delib.distil import distil, feature_error, replayed, watched
+from delib.distil import distil, feature_error, modules_before, replayed, watched
 from delib.networks import weight_layers, weight_of
 from delib.quantize import quantize
 from delib.rounding import Rounding
@@ -131,3 +131,16 @@ def test_the_order_of_memory_makes_no_difference() -> None:
         assert all(not weight_of(student.get_submodule(n))[~m].any() for n, m in masks.items())
         ends.append(student.state_dict())
     assert all(torch.allclose(ends[0][n], ends[1][n], atol=1e-4) for n in ends[0])
+
+
+def test_the_modules_before_a_layer_are_named_in_running_order() -> None:
+    student, _, _ = pair()
+    assert modules_before(student, "4", TEST[:2]) == ["0", "1", "2", "3"]
+
+
+def test_when_time_is_up_the_work_ends_at_the_average() -> None:
+    student, teacher, masks = pair()
+    before = error(student, teacher)
+    losses = distil(student, teacher, masks, 0, steps=100_000, minutes=0.01, **COMMON)
+    assert len(losses) < 100_000
+    assert error(student, teacher) < before
