@@ -33,6 +33,10 @@ class Version:
     values: Tensor
     cost: float
 
+    @property
+    def zeros(self) -> int:
+        return int((~self.support).sum())
+
     def matrix(self) -> Tensor:
         matrix = torch.zeros(self.support.shape, dtype=self.values.dtype, device=self.values.device)
         matrix[self.support] = self.values
@@ -75,13 +79,61 @@ def allocate(
         for name in tqdm(free, unit="layer", disable=not progress or in_batch())
     }
     zeros = {name: [round(level * sizes[name]) for level in LEVELS] for name in free}
-    chance = torch.Generator().manual_seed(seed)
-    parent = cheapest(zeros, {name: [v.cost for v in versions[name]] for name in free}, budget)
-    student = copy.deepcopy(teacher).eval()
+    start = cheapest(zeros, {name: [v.cost for v in versions[name]] for name in free}, budget)
+    parents = trade(
+        copy.deepcopy(teacher).eval(),
+        teacher,
+        versions,
+        start,
+        budget,
+        inputs,
+        divergence=divergence,
+        generations=generations,
+        offspring=offspring,
+        batch=batch,
+        seed=seed,
+        progress=progress,
+    )
+    return dict(fixed or {}) | _trimmed(parents[-1], zeros, sizes, budget)
+
+
+@torch.no_grad()
+def trade(
+    student: nn.Module,
+    teacher: nn.Module,
+    versions: Mapping[str, Sequence[Version]],
+    start: Levels,
+    budget: int,
+    inputs: Tensor,
+    *,
+    divergence: Divergence,
+    generations: int = 40,
+    offspring: int = 8,
+    batch: int = 250,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Levels]:
+    """Exchanges of zeros between layers compete by the network's divergence; the student is left with the winner.
+
+    ``versions`` of each layer rise in sparsity, ``start`` says which one each has at first, ``budget`` how many zeros
+    they must have together; the student's other layers stay as they are. See ``allocate`` for the contest. Returns the
+    start and every generation's parent, the winner last.
+    """
+    zeros = {name: [version.zeros for version in several] for name, several in versions.items()}
+    chance, parents = torch.Generator().manual_seed(seed), [dict(start)]
     for _ in tqdm(range(generations), unit="generation", disable=not progress or in_batch()):
-        children = [exchanged(parent, zeros, budget, chance) for _ in range(offspring)]
-        parent = _fittest(student, versions, parent, children, growing(inputs, teacher, batch, chance), divergence)
-    return dict(fixed or {}) | _trimmed(parent, zeros, sizes, budget)
+        children = [exchanged(parents[-1], zeros, budget, chance) for _ in range(offspring)]
+        rounds = growing(inputs, teacher, batch, chance)
+        parents.append(_fittest(student, versions, parents[-1], children, rounds, divergence))
+    put_levels(student, versions, parents[-1])
+    return parents
+
+
+@torch.no_grad()
+def put_levels(student: nn.Module, versions: Mapping[str, Sequence[Version]], levels: Levels) -> None:
+    """Give each layer its version at the level named, in place."""
+    for name, level in levels.items():
+        put_matrix(student.get_submodule(name), versions[name][level].matrix())
 
 
 @torch.no_grad()
@@ -150,7 +202,7 @@ def relaxed(levels: Levels, zeros: Mapping[str, Sequence[int]], budget: int, ord
 @torch.no_grad()
 def _fittest(
     student: nn.Module,
-    versions: Mapping[str, list[Version]],
+    versions: Mapping[str, Sequence[Version]],
     parent: Levels,
     children: list[Levels],
     rounds: Rounds,
@@ -164,8 +216,7 @@ def _fittest(
         part, goal = next(rounds)
         measured = []
         for levels in rivals:
-            for name, level in levels.items():
-                put_matrix(student.get_submodule(name), versions[name][level].matrix())
+            put_levels(student, versions, levels)
             measured.append(float(divergence(student(part), goal)))
         order = sorted(range(len(rivals)), key=measured.__getitem__)
         survivors = sorted(order[: max(1, len(rivals) // 2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import zipfile
@@ -157,6 +158,66 @@ def coco128() -> Path:
                 f"or name any folder of photos instead"
             ) from error
     return folder
+
+
+@dataclass(frozen=True)
+class PhotoSets:
+    """Photos by what they are for: a student is made on ``recovery``, choices are made on ``validation``, ``tested``
+    measures. ``note`` says what that means for the numbers."""
+
+    recovery: list[Photo]
+    validation: list[Photo]
+    tested: list[Photo]
+    note: str
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of each set: of its files' names and contents, in order."""
+        sets = {"recovery": self.recovery, "validation": self.validation, "tested": self.tested}
+        return {f"{name} photos": _digest(several) for name, several in sets.items()}
+
+
+def photo_sets(images: str = "", more: str = "", tested: str = "", held_out: int = 60, seed: int = 0) -> PhotoSets:
+    """Photos to make a student on and others to measure it on.
+
+    ``images`` is a folder, empty for COCO128, or ``samples`` for the sample photos, which also stand in where COCO128
+    is neither here nor can be fetched. ``more`` is a folder of further photos to recover on, if named. ``held_out`` of
+    them, at most half, are drawn by ``seed`` for validation; without ``more``, of ``images``. ``tested`` is a folder of
+    photos that only measure; empty, those for validation measure as well.
+    """
+    base, note = _pool(images)
+    if note:
+        return PhotoSets(base, base, base, note)
+    pool = photos(more) if more else base
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = min(held_out, len(pool) // 2)
+    validation, rest = [pool[i] for i in order[:held]], [pool[i] for i in order[held:]]
+    measured = photos(tested) if tested else validation
+    note = f"Measured on {len(measured)} photos that neither calibration nor recovery sees" + (
+        "." if tested else "; choices are made on the same ones."
+    )
+    return PhotoSets(base + rest if more else rest, validation, measured, note)
+
+
+def _pool(images: str) -> tuple[list[Photo], str]:
+    """The photos that ``images`` stands for and, if they are but the samples, what that means."""
+    try:
+        if images != "samples":
+            return photos(images or coco128()), ""
+        reason = "asked for"
+    except DataUnavailable as problem:
+        reason = str(problem)
+    return sample_photos(), (
+        f"Only the two sample photos ({reason}). The student is made and measured on the same two: every number below "
+        "shows that the code works, none how good the student is on other photos."
+    )
+
+
+def _digest(several: list[Photo]) -> str:
+    total = hashlib.sha256()
+    for photo in several:
+        total.update(photo.path.name.encode() + hashlib.sha256(photo.path.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def _unpack_images(archive: bytes, folder: Path) -> None:

@@ -7,7 +7,8 @@ also mends what they broke. No gradient, no labels; see ``refit`` and ``supports
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ from delib.rounding import rounded
 from delib.supports import admm
 
 ITERATIONS = 75  # of ADMM: on YOLOv3-tiny's layers more no longer lower the error, and the largest takes 1 s for each
+# Called for a sparse layer once it is refitted: its name, its moments, its teacher's matrix [rows, k], how much
+# each of its weights is worth keeping [rows, k], and how many survive.
+Watch = Callable[[str, Moments, Tensor, Tensor, int], None]
+ENOUGH = 1 << 17  # vectors a layer is fitted to: 28 for each weight of the longest row of YOLOv3-tiny
 
 
 @torch.no_grad()
@@ -34,6 +39,10 @@ def compensated(
     rounding: Collection[str] = (),
     batch: int = 16,
     ridge: float = RIDGE,
+    focus: Callable[[Any], Tensor] | None = None,
+    enough: int = ENOUGH,
+    iterations: int = ITERATIONS,
+    watch: Watch | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, dict[str, LevelTensor]]:
     """A student with the sparsities of ``targets``, and the levels of the layers named in ``rounding``.
@@ -41,7 +50,9 @@ def compensated(
     In the network's order each layer named in either gets its support by ADMM, its values by least squares and, if it
     is in ``rounding``, 2**``bits`` levels with one scale an output, each rounding error made up for by the weights
     still unrounded and by the bias. ``inputs`` [n, ...] are calibration inputs, run ``batch`` at a time. A layer in
-    ``rounding`` without a target stays dense. Raises ValueError on a layer that the network lacks.
+    ``rounding`` without a target stays dense. ``focus`` and ``enough`` are those of ``refit.moments``, ``iterations``
+    those of ADMM; ``watch`` is told of every sparse layer that is not rounded. Raises ValueError on a layer that the
+    network lacks.
     """
     layers = weight_layers(teacher)
     if unknown := sorted({*targets, *rounding} - set(layers)):
@@ -50,20 +61,23 @@ def compensated(
     levels: dict[str, LevelTensor] = {}
     names = [name for name in layers if name in targets or name in rounding]
     for name in tqdm(names, unit="layer", disable=not progress or in_batch()):
-        sums = moments(student, teacher, name, inputs, batch)
-        _sparsify(student.get_submodule(name), sums, targets.get(name, 0.0), ridge)
+        sums = moments(student, teacher, name, inputs, batch, focus=focus, enough=enough)
+        matrix = matrix_of(student.get_submodule(name))
+        support, strength = _support(sums, matrix, targets.get(name, 0.0), ridge, iterations)
+        put_matrix(student.get_submodule(name), refit(sums, support, matrix, ridge))
+        if watch is not None and name in targets and name not in rounding:
+            watch(name, sums, matrix, strength, int(support.sum()) - len(matrix) * sums.bias)
         if name in rounding:
             levels[name] = _round(student.get_submodule(name), sums, bits, ridge)
     return student, levels
 
 
-def _sparsify(layer: nn.Module, sums: Moments, sparsity: float, ridge: float) -> None:
-    """Support by ADMM, values by least squares, in place."""
-    matrix, size = matrix_of(layer), weight_of(layer).numel()
-    support = torch.ones_like(matrix, dtype=torch.bool)
-    if sparsity > 0:
-        support, _ = admm(sums, matrix, size - round(sparsity * size), ridge=ridge, iterations=ITERATIONS)
-    put_matrix(layer, refit(sums, support, matrix, ridge))
+def _support(sums: Moments, matrix: Tensor, sparsity: float, ridge: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """Which weights survive, by ADMM, and how much each is worth keeping: both [rows, k]; a bias always survives."""
+    size = matrix.numel() - (len(matrix) if sums.bias else 0)
+    if sparsity == 0:
+        return torch.ones_like(matrix, dtype=torch.bool), matrix.abs()
+    return admm(sums, matrix, size - round(sparsity * size), ridge=ridge, iterations=iterations)
 
 
 def _round(layer: nn.Module, sums: Moments, bits: int, ridge: float) -> LevelTensor:

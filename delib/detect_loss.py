@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from delib.assess import Divergence
 from delib.darknet import Head
 
+# A network's outputs -> how much each position counts [n, rows, columns].
+Focus = Callable[[Sequence[Tensor]], Tensor]
+FLOOR = 0.1  # what a position without any object counts: on a photo of COCO all of them then weigh about half
 BOX_WEIGHT = 4.0  # makes a box's error weigh about as much as its classes' on YOLOv3-tiny
 
 
@@ -39,6 +42,24 @@ def _head_sum(head: Head, student: Tensor, teacher: Tensor) -> Tensor:
     classes = bernoulli_kl(s[:, :, 5:], t[:, :, 5:]).sum(2)
     objectness = bernoulli_kl(s[:, :, 4], t[:, :, 4])
     return (objectness + present * (classes + BOX_WEIGHT * boxes)).sum()
+
+
+def focus(heads: Sequence[Head], floor: float = FLOOR) -> Focus:
+    """Where a detector sees something: maps for ``refit.moments`` and ``distil``, in the finest head's cells.
+
+    A cell counts ``floor`` and beside it the highest objectness (0..1) that any anchor of any head has there or in one
+    of the eight cells around: these are what its 3 x 3 kernels look at.
+    """
+
+    def maps(outputs: Sequence[Tensor]) -> Tensor:
+        size = max(raw.shape[2:] for raw in outputs)
+        seen = []
+        for head, raw in zip(heads, outputs, strict=True):
+            objectness = raw[:, 4 :: 5 + head.classes].sigmoid().amax(1, keepdim=True)
+            seen.append(F.adaptive_max_pool2d(F.max_pool2d(objectness, 3, 1, 1), size))
+        return floor + torch.cat(seen, 1).amax(1)
+
+    return maps
 
 
 def bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ enemy: inputs never come twice, inner features are matched besides outputs, and 
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -16,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from delib.assess import Divergence
 from delib.records import atomic_path, in_batch
 from delib.recover import hold
-from delib.rounding import Rounding
+from delib.rounding import Rounding, stored
 
 # Count, generator -> that many inputs [count, ...].
 Source = Callable[[int, torch.Generator], Tensor]
@@ -41,79 +43,94 @@ def distil(
     rate: float = 0.005,
     features: Sequence[str] = (),
     feature_weight: float = 1.0,
+    focus: Callable[[Any], Tensor] | None = None,
     average: float = 0.98,
     rounding: Rounding | None = None,
     frozen: Sequence[str] = (),
     uses: int = 1,
     memory: int = 100,
+    minutes: float = math.inf,
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> list[tuple[float, float]]:
     """Train ``student`` in place towards ``teacher``; returns each step's (divergence, feature error).
 
     The loss is ``divergence`` of the outputs plus ``feature_weight`` times the relative squared errors of the outputs
-    of the modules named in ``features``, summed. Adam moves each tensor by ``rate`` of its root mean square a step,
-    falling to zero along a half cosine. The student ends as the exponential average of its path (decay ``average``).
+    of the modules named in ``features``, summed. ``focus`` says, from the teacher's outputs, how much the positions of
+    features [n, channels, rows, columns] count: [n, rows, columns] at any resolution; all alike by default. Adam moves
+    each tensor by ``rate`` of its root mean square a step, falling to zero along a half cosine. The student ends as the
+    exponential average of its path (decay ``average``).
 
-    Weights outside ``masks`` stay zero. With ``rounding`` every pass sees rounded weights, while the gradients move the
-    unrounded ones (straight-through: Courbariaux et al. 2015, algorithm 1).
+    Weights outside ``masks`` are zeroed at the start and stay zero: the optimizer only knows the others. With
+    ``rounding`` every pass sees rounded weights, while the gradients move the unrounded ones (straight-through:
+    Courbariaux et al. 2015, algorithm 1).
 
     Modules named in ``frozen`` do not move: the student's first ones, a chain in running order. With ``uses`` above 1
     only every ``uses``-th batch is new; the others are drawn from the last ``memory`` batches, for which the teacher's
     answers and what the frozen modules deliver are remembered: half the work of a step, or less.
-    With ``checkpoint`` the work goes on from that file if it exists, and is saved there now and then.
+    Where ``minutes`` are too few for ``steps``, the rate falls and the work ends with the time instead, at some cost in
+    reproducibility. With ``checkpoint`` the work goes on from that file if it exists, and is saved there now and then.
     """
-    path = _Path(student, rate, steps, average, frozen)
+    path = _Path(student, masks, rate, average, frozen)
     losses = path.resume(checkpoint)
     teacher.eval()
     student.eval()  # statistics of norms are the teacher's
+    start = time.perf_counter()
     lessons: deque[_Lesson] = deque(maxlen=memory)
     bar = tqdm(range(len(losses), steps), initial=len(losses), total=steps, disable=not progress or in_batch())
     for step in bar:
         chance = torch.Generator().manual_seed(seed * 1_000_003 + step)
         if step % uses == 0 or not lessons:
-            lessons.append(_lesson(student, teacher, inputs(batch, chance), features, frozen))
+            lessons.append(_lesson(student, teacher, inputs(batch, chance), features, frozen, focus))
             lesson = lessons[-1]
         else:
             lesson = lessons[int(torch.randint(len(lessons), (), generator=chance))]
         with rounding.applied(student) if rounding else nullcontext(), watched(student, features) as got:
             with replayed(student, frozen, lesson.prefix):
                 loss = divergence(student(lesson.inputs), lesson.goal)
-            error = feature_error(got, lesson.features) if features else torch.zeros(())
+            error = feature_error(got, lesson.features, lesson.focus) if features else torch.zeros(())
             (loss + feature_weight * error).backward()
-        path.step(step)
-        hold(student, masks)
+        used = (time.perf_counter() - start) / (60 * minutes)
+        path.step(step, max(step / steps, min(used, 1.0)))
         path.learn()
         losses.append((float(loss.detach()), float(error.detach())))
         bar.set_postfix(divergence=f"{losses[-1][0]:.3f}", features=f"{losses[-1][1]:.3f}", refresh=False)
         if checkpoint and (step % 50 == 49 or step == steps - 1):
             path.save(checkpoint, losses)
+        if used >= 1:
+            break
     path.finish()
-    hold(student, masks)
     return losses
 
 
 @dataclass
 class _Lesson:
-    """A batch, what the teacher makes of it, and what the student's frozen modules, if any, deliver for it."""
+    """A batch, what the teacher makes of it, where that matters, and what the student's frozen modules deliver."""
 
     inputs: Tensor
     goal: Any
     features: dict[str, Tensor]
+    focus: Tensor | None
     prefix: Tensor | None
 
 
 @torch.no_grad()
 def _lesson(
-    student: nn.Module, teacher: nn.Module, inputs: Tensor, features: Sequence[str], frozen: Sequence[str]
+    student: nn.Module,
+    teacher: nn.Module,
+    inputs: Tensor,
+    features: Sequence[str],
+    frozen: Sequence[str],
+    focus: Callable[[Any], Tensor] | None,
 ) -> _Lesson:
     with watched(teacher, features) as wanted:
         goal = teacher(inputs)
+    maps = None if focus is None else focus(goal)
     if not frozen:
-        return _Lesson(inputs, goal, wanted, None)
+        return _Lesson(inputs, goal, wanted, maps, None)
     with watched(student, frozen[-1:], stop=True) as got, suppress(_Stop):
         student(inputs)
-    return _Lesson(inputs, goal, wanted, got[frozen[-1]])
+    return _Lesson(inputs, goal, wanted, maps, got[frozen[-1]])
 
 
 @contextmanager
@@ -154,50 +171,97 @@ def watched(network: nn.Module, names: Sequence[str], stop: bool = False) -> Ite
             hook.remove()
 
 
+@torch.no_grad()
+def modules_before(network: nn.Module, layer: str, example: Tensor) -> list[str]:
+    """The leaf modules that ``network(example)`` runs before the named layer, in that order: what ``distil`` may freeze
+    if they form a chain."""
+    ran: list[str] = []
+    leaves = {name: module for name, module in network.named_modules() if not any(module.children())}
+    hooks = [m.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, m in leaves.items()]
+    try:
+        network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran[: ran.index(layer)]
+
+
 class _Stop(Exception):
     """A forward pass has gone far enough."""
 
 
-def feature_error(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-    """Σ over features of ‖student - teacher‖² / ‖teacher‖²."""
-    errors = [(student[n] - teacher[n]).square().mean() / teacher[n].square().mean() for n in teacher]
+def feature_error(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], focus: Tensor | None = None) -> Tensor:
+    """Σ over features of ‖student - teacher‖² / ‖teacher‖², positions counted by ``focus`` [n, rows, columns]."""
+    errors = []
+    for name, wanted in teacher.items():
+        weights = 1.0 if focus is None else F.adaptive_max_pool2d(focus[:, None], wanted.shape[2:])
+        errors.append(((student[name] - wanted).square() * weights).mean() / (wanted.square() * weights).mean())
     return torch.stack(errors).sum()
 
 
 class _Path:
-    """The student's way through weight space: optimizer, learning rate, running average, checkpoints."""
+    """The student's way through weight space: optimizer, learning rate, running average, checkpoints.
 
-    def __init__(self, student: nn.Module, rate: float, steps: int, average: float, frozen: Sequence[str]) -> None:
-        self.student, self.rate, self.steps, self.average = student, rate, steps, average
+    ``values`` are the survivors of every moving parameter, packed: at 90% sparsity a tenth of the optimizer's work.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        masks: Mapping[str, Tensor],
+        rate: float,
+        average: float,
+        frozen: Sequence[str],
+    ) -> None:
+        self.student, self.rate, self.average = student, rate, average
         still = tuple(f"{name}." for name in frozen)
+        self.moving: list[nn.Parameter] = []
+        self.places: list[Tensor] = []  # of the values among a parameter's, in the order of memory
+        hold(student, masks)
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(not name.startswith(still))
-        moving = [p for p in student.parameters() if p.requires_grad]
-        self.sizes = [_root_mean_square(p) for p in moving]
-        self.optimizer = torch.optim.Adam([{"params": [p]} for p in moving], lr=rate, betas=(0.9, 0.99), fused=True)
-        self.mean = [p.detach().clone() for p in moving]
-        self.moving = moving
+            if parameter.requires_grad:
+                layer, _, kind = name.rpartition(".")
+                alive = masks.get(layer) if kind == "weight" else None
+                alive = torch.ones_like(parameter, dtype=torch.bool) if alive is None else alive
+                self.places.append(stored(torch.empty_like(parameter, dtype=torch.bool).copy_(alive)).nonzero()[:, 0])
+                self.moving.append(parameter)
+        self.values = self._packed()
+        self.sizes = [_root_mean_square(value) for value in self.values]
+        self.optimizer = torch.optim.Adam(
+            [{"params": [v]} for v in self.values], lr=rate, betas=(0.9, 0.99), fused=True
+        )
+        self.mean = [value.clone() for value in self.values]
         self.count = 0
 
-    def step(self, step: int) -> None:
-        """One move along the gradients."""
-        share = min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+    def _packed(self) -> list[Tensor]:
+        return [stored(p.detach())[place] for p, place in zip(self.moving, self.places, strict=True)]
+
+    def _put(self, values: list[Tensor]) -> None:
+        for parameter, place, value in zip(self.moving, self.places, values, strict=True):
+            stored(parameter.detach())[place] = value
+
+    def step(self, step: int, done: float) -> None:
+        """One move along the gradients; ``done`` 0..1 is how much of the whole way lies behind."""
+        share = min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
         for group, size in zip(self.optimizer.param_groups, self.sizes, strict=True):
             group["lr"] = self.rate * size * share
+        for value, parameter, place in zip(self.values, self.moving, self.places, strict=True):
+            value.grad = None if parameter.grad is None else stored(parameter.grad)[place]
+            parameter.grad = None
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._put(self.values)
 
     def learn(self) -> None:
         """Take the present place into the average, whose first members count alike."""
         self.count += 1
         weight = max(1 - self.average, 1 / self.count)
-        torch._foreach_lerp_(self.mean, [p.detach() for p in self.moving], weight)
+        torch._foreach_lerp_(self.mean, self.values, weight)
 
     @torch.no_grad()
     def finish(self) -> None:
         """Go to the average."""
-        for parameter, mean in zip(self.moving, self.mean, strict=True):
-            parameter.copy_(mean)
+        self._put(self.mean)
         for parameter in self.student.parameters():
             parameter.requires_grad_(True)
 
@@ -218,13 +282,15 @@ class _Path:
             return []
         state: dict[str, Any] = torch.load(file, weights_only=True)
         self.student.load_state_dict(state["student"])
+        for value, loaded in zip(self.values, self._packed(), strict=True):
+            value.copy_(loaded)
         self.optimizer.load_state_dict(state["optimizer"])
         self.mean, self.sizes = state["mean"], state["sizes"]
         self.count = len(state["losses"])
         return list(state["losses"])
 
 
-def _root_mean_square(parameter: Tensor) -> float:
+def _root_mean_square(values: Tensor) -> float:
     """Of the values that are not zero; a tensor that is all zero moves as one of small values would."""
-    values = parameter.detach()[parameter.detach() != 0]
+    values = values[values != 0]
     return float(values.square().mean().sqrt()) if values.numel() else 0.01

@@ -42,13 +42,14 @@ move();
 class Frame:
     """One position of the slider: its label, a PNG, what the PNG shows in words, and a caption below it.
 
-    The PNG is shown at half its pixels a side, sharp on high-density screens, as ``figures.png`` makes it.
+    ``density`` stored pixels make a shown one: 2 is sharp on high-density screens, as ``figures.png`` makes it.
     """
 
     label: str
     image: bytes
     alt: str
     caption: str = ""
+    density: int = 2
 
 
 class Explorer:
@@ -107,7 +108,7 @@ class Explorer:
 
 def _figure(frame: Frame, hidden: bool = False) -> str:
     source = base64.b64encode(frame.image).decode()
-    width = int.from_bytes(frame.image[16:20], "big") // 2  # of the PNG's header
+    width = int.from_bytes(frame.image[16:20], "big") // frame.density  # of the PNG's header
     return (
         f'<figure data-label="{escape(frame.label)}"{" hidden" if hidden else ""}>'
         f'<img alt="{escape(frame.alt)}" width="{width}" src="data:image/png;base64,{source}">'

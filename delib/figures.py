@@ -62,8 +62,10 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display a figure with ``alt``, what it shows in words, for those who do not see it; the figure is closed.
+def show(figure: Figure | bytes, alt: str) -> None:
+    """Display a figure or a PNG with ``alt``, what it shows in words, for those who do not see it; figures are closed.
+
+    A PNG is shown pixel by pixel, or as wide as there is room.
 
     Raises ValueError if ``alt`` is empty.
     """
@@ -71,8 +73,9 @@ def show(figure: Figure, alt: str) -> None:
 
     if not alt.strip():
         raise ValueError("a figure needs an alt: say in words what it shows")
-    width = round(figure.get_figwidth() * CSS_DPI)
-    source = base64.b64encode(png(figure)).decode()
+    content, density = (figure, 1) if isinstance(figure, bytes) else (png(figure), SHARPNESS)
+    width = int.from_bytes(content[16:20], "big") // density  # of the PNG's header
+    source = base64.b64encode(content).decode()
     html = (
         f'<img class="delib-figure" alt="{escape(alt)}" width="{width}" '
         f'style="max-width:100%;height:auto;background:#fff" src="data:image/png;base64,{source}">'
@@ -156,7 +159,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = 
         if percent:
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         if not single:
-            axis.legend()
+            axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names))  # above: bars fill the axes
     return figure
 
 

@@ -90,10 +90,21 @@ def beside(panels: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A picture, uint8 [h, w, 3], as a PNG file."""
+    """A picture, uint8 [h, w, 3], as a PNG file with a palette of 256 colours: a third of the bytes, as good to see."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    Image.fromarray(picture).quantize(256, Image.Quantize.MEDIANCUT).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def below(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures one below the other, with a white gap between them; narrower ones are centred on white."""
+    width = max(picture.shape[1] for picture in pictures)
+    rows = []
+    for picture in pictures:
+        spare = width - picture.shape[1]
+        sides = ((0, GAP), (spare // 2, spare - spare // 2), (0, 0))
+        rows.append(np.pad(picture, sides, constant_values=255))
+    return np.concatenate(rows)[:-GAP]
 
 
 def describe(found: Detections) -> str:

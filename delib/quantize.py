@@ -196,7 +196,11 @@ def with_levels(
 def row_scales(weight: NDArray[np.floating]) -> NDArray[np.float16]:
     """For each output the root mean square of its survivors, as a share of the largest output's."""
     rows = weight.reshape(len(weight), -1).astype(np.float64)
-    sizes = np.sqrt((rows**2).sum(1) / np.maximum(np.count_nonzero(rows, axis=1), 1))
+    return as_scales(np.sqrt((rows**2).sum(1) / np.maximum(np.count_nonzero(rows, axis=1), 1)))
+
+
+def as_scales(sizes: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Sizes [rows] as shares of the largest, in the precision of the file."""
     shares = sizes / sizes.max() if sizes.size and sizes.max() > 0 else np.ones(len(sizes))
     # The least float16 above zero, so that no survivor is divided by zero.
     return np.maximum(shares, np.finfo(np.float16).smallest_subnormal).astype(np.float16)

@@ -18,9 +18,10 @@ what the layers before it broke.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,11 +148,23 @@ def _recorded(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Iterator[
 
 
 @torch.no_grad()
-def moments(student: nn.Module, teacher: nn.Module, name: str, inputs: Tensor, batch: int = 64) -> Moments:
+def moments(
+    student: nn.Module,
+    teacher: nn.Module,
+    name: str,
+    inputs: Tensor,
+    batch: int = 64,
+    *,
+    focus: Callable[[Any], Tensor] | None = None,
+    enough: float = math.inf,
+) -> Moments:
     """The moments of layer ``name``: x from the student's layer, y from the teacher's, over ``inputs`` [n, ...].
 
     Both networks run ``batch`` inputs at a time; at most one batch's activations of this layer and one piece of its
     unfolded inputs are held. Products are summed in float64 below 2,048 weights a row, above that in float32.
+    ``focus`` says, from the teacher's outputs, how much the positions of a convolution's output count
+    [n, rows, columns], at any resolution; all alike by default. No more batches are run once ``enough`` vectors are
+    summed: an early layer has many positions on every photo.
     """
     layer, model = student.get_submodule(name), teacher.get_submodule(name)
     rows, k = matrix_of(layer).shape
@@ -165,22 +178,33 @@ def moments(student: nn.Module, teacher: nn.Module, name: str, inputs: Tensor, b
         with _recorded(layer, ours):
             student(part)
         with _recorded(model, theirs):
-            teacher(part)
+            goal = teacher(part)
         for (x, _), (_, y) in zip(ours, theirs, strict=True):
-            for vectors, answers in _pieces(layer, x, y, groups * k):
+            roots = None if focus is None else F.adaptive_max_pool2d(focus(goal)[:, None], y.shape[2:]).sqrt()
+            for vectors, answers in _pieces(layer, x, y, groups * k, roots):
                 gram += (vectors.mT @ vectors).to(dtype)
                 grouped = answers.view(len(answers), groups, -1).permute(1, 2, 0)
                 cross += (grouped @ vectors).reshape(rows, k).to(dtype)
                 energy += answers.square().sum(0).to(dtype)
                 count += len(answers)
+        if count >= enough:
+            break
     return Moments(gram, cross, energy, count, layer.bias is not None)
 
 
-def _pieces(layer: nn.Module, x: Tensor, y: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _pieces(
+    layer: nn.Module, x: Tensor, y: Tensor, width: int, roots: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Vectors [groups, n, k] and answers [n, rows] for some inputs at a time, both times ``roots`` [n, 1, h, w]."""
     positions = y.numel() // y.shape[0] // (y.shape[-1] if isinstance(layer, nn.Linear) else y.shape[1])
     step = max(1, PIECE // (positions * width))
-    for part_x, part_y in zip(x.split(step), y.split(step), strict=True):
-        yield unfolded(layer, part_x), _answers(layer, part_y)
+    for i in range(0, len(x), step):
+        vectors, answers = unfolded(layer, x[i : i + step]), _answers(layer, y[i : i + step])
+        if roots is None:
+            yield vectors, answers
+        else:
+            factors = roots[i : i + step].flatten()[:, None]
+            yield vectors * factors, answers * factors
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from delib.encode import LevelTensor
 from delib.networks import weight_layers, weight_of
-from delib.quantize import PLACEMENTS, Levels, quantize_weight, row_scales, with_levels
+from delib.quantize import PLACEMENTS, Levels, as_scales, quantize_weight
 from delib.refit import RIDGE, Moments, _batches, _sub_gram
 
 
@@ -19,8 +19,8 @@ class Rounding:
     """The weights of a network as ``quantize`` would round them, for the time of a pass.
 
     ``bits``, ``method`` and ``scaled`` are those of ``quantize``. Levels are placed anew every ``every`` passes, for
-    training moves the weights that they serve; scales and the nearest levels are taken in every pass. Layers in
-    ``done`` are rounded already and left as they are.
+    training moves the weights that they serve, and it is then noted which weights are zero; scales and the nearest
+    levels are taken in every pass. Layers in ``done`` are rounded already and left as they are.
     """
 
     def __init__(
@@ -34,30 +34,48 @@ class Rounding:
     ) -> None:
         self.bits, self.place, self.scaled, self.every, self.done = bits, PLACEMENTS[method], scaled, every, done
         self.levels: dict[str, Levels] = {}
+        self.places: dict[str, tuple[Tensor, Tensor]] = {}  # of the survivors: in memory, and which row they are in
         self.passes = 0
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
         """Inside the block the weight layers hold rounded weights, afterwards the unrounded ones again."""
         weights = {name: weight_of(layer) for name, layer in weight_layers(network).items() if name not in self.done}
-        unrounded = {name: weight.clone() for name, weight in weights.items()}
         if self.passes % self.every == 0:
             self._place(weights)
         self.passes += 1
+        unrounded = {name: stored(weight)[self.places[name][0]] for name, weight in weights.items()}
         for name, weight in weights.items():
-            array = weight.cpu().numpy()
-            scales = row_scales(array) if self.scaled else None
-            weight.copy_(torch.from_numpy(with_levels(array, self.levels[name], scales).dense()))
+            stored(weight)[self.places[name][0]] = self._rounded(name, unrounded[name], len(weight))
         try:
             yield
         finally:
             for name, weight in weights.items():
-                weight.copy_(unrounded[name])
+                stored(weight)[self.places[name][0]] = unrounded[name]
 
     def _place(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
             bits = self.bits if isinstance(self.bits, int) else self.bits[name]
             self.levels[name] = quantize_weight(weight.cpu().numpy(), bits, self.place, scaled=self.scaled).codebook
+            place = stored(weight).nonzero()[:, 0]
+            rows = torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1)).to(weight.device)
+            self.places[name] = place, stored(torch.empty_like(weight, dtype=torch.long).copy_(rows))[place]
+
+    def _rounded(self, name: str, values: Tensor, rows: int) -> Tensor:
+        """What ``quantize.with_levels`` makes of a layer's survivors, without a look at the dead ones."""
+        row, codebook = self.places[name][1], torch.from_numpy(self.levels[name]).to(values.device)
+        scales = values.new_ones(len(values))
+        if self.scaled:
+            squares = torch.zeros(rows, dtype=torch.float64).index_add_(0, row, values.double().square())
+            sizes = (squares / torch.bincount(row, minlength=rows).clamp(min=1)).sqrt()
+            scales = torch.from_numpy(as_scales(sizes.numpy())).float()[row]
+        middles = (codebook[1:].double() + codebook[:-1]) / 2
+        return codebook[torch.bucketize((values / scales).double(), middles)] * scales
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """A dense tensor's values [n] in the order in which they lie in memory, sharing it; the same for equal strides."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 from delib.darknet import Darknet, yolov3, yolov3_tiny
 from delib.darknet_cfg import yolov3_cfg, yolov3_tiny_cfg
 from delib.darknet_weights import export_weights, read_weights, tensors
+from delib.records import sha256
 from delib.sources import FileSet, pypi_archive, web
 
 AUTHORS_SITE = "https://pjreddie.com/media/files/"
@@ -55,6 +56,11 @@ def load_yolo(name: str = "yolov3-tiny", weights: str | Path = "") -> Darknet:
     network = build()
     read_weights(network, path)
     return network
+
+
+def checksums(name: str, weights: str | Path = "") -> dict[str, str]:
+    """SHA-256 of the file that ``load_yolo`` reads its values from, by its name."""
+    return {Path(weights).name: sha256(Path(weights))} if weights else dict(NETWORKS[name][1].checksums)
 
 
 def export_darknet(state: Mapping[str, Tensor | np.ndarray], path: str | Path) -> str:

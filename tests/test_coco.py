@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from delib import coco
-from delib.coco import CLASSES, photos, read_labels, sample_photos
+from delib.coco import CLASSES, photo_sets, photos, read_labels, sample_photos
 from delib.sources import DataUnavailable
 
 
@@ -141,3 +141,34 @@ def test_offline_contacts_nothing(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DELIB_OFFLINE", "1")
     with pytest.raises(DataUnavailable, match="DELIB_OFFLINE"):
         coco.coco128()
+
+
+def names(several: list[coco.Photo]) -> set[str]:
+    return {photo.path.name for photo in several}
+
+
+def test_what_is_held_out_is_not_recovered_on(tmp_path) -> None:
+    for folder, count in (("a", 5), ("b", 8), ("c", 2)):
+        for i in range(count):
+            save(tmp_path / folder / f"{folder}{i}.png")
+    one = photo_sets(str(tmp_path / "a"), held_out=60)
+    assert (len(one.recovery), len(one.validation)) == (3, 2), "at most half is held out"
+    assert not names(one.recovery) & names(one.validation)
+    assert one.tested == one.validation
+    more = photo_sets(str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "c"), held_out=3, seed=4)
+    assert names(more.validation) < names(photos(tmp_path / "b"))
+    assert names(more.recovery) | names(more.validation) == names(photos(tmp_path / "a")) | names(
+        photos(tmp_path / "b")
+    )
+    assert not names(more.recovery) & names(more.validation)
+    assert names(more.tested) == {"c0.png", "c1.png"}
+    assert more == photo_sets(str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "c"), held_out=3, seed=4)
+    assert len(set(more.checksums.values())) == 3
+
+
+def test_samples_stand_in_and_say_so(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DELIB_OFFLINE", "1")
+    monkeypatch.setenv("DELIB_DATA", str(tmp_path))
+    for sets in (photo_sets("samples"), photo_sets()):
+        assert names(sets.recovery) == names(sets.tested) == {"bus.jpg", "zidane.jpg"}
+        assert "none how good" in sets.note

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from delib.darknet import Head
-from delib.detect_loss import BOX_WEIGHT, bernoulli_kl, detection_divergence
+from delib.detect_loss import BOX_WEIGHT, bernoulli_kl, detection_divergence, focus
 
 HEADS = [Head(((10.0, 14.0), (23.0, 27.0)), 3), Head(((30.0, 30.0),), 3)]
 
@@ -60,3 +60,14 @@ def test_extreme_logits_stay_finite_and_have_gradients() -> None:
     loss.backward()
     assert math.isfinite(float(loss.detach()))
     assert torch.isfinite(student.grad).all()
+
+
+def test_focus_is_high_around_what_any_head_sees_and_at_the_floor_elsewhere() -> None:
+    coarse, fine = torch.full((1, 16, 4, 4), -80.0), torch.full((1, 8, 8, 8), -80.0)
+    coarse[0, 12, 0, 0] = 80  # objectness of the second anchor
+    fine[0, 4, 6, 6] = 0
+    maps = focus(HEADS, floor=0.25)([coarse, fine])
+    wanted = torch.full((1, 8, 8), 0.25)
+    wanted[0, :4, :4] += 1  # two coarse cells each way are four fine ones
+    wanted[0, 5:8, 5:8] += 0.5
+    assert torch.allclose(maps, wanted)

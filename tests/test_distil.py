@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from delib.assess import mse
-from delib.distil import distil, feature_error, replayed, watched
+from delib.distil import distil, feature_error, modules_before, replayed, watched
 from delib.networks import weight_layers, weight_of
 from delib.quantize import quantize
 from delib.rounding import Rounding
@@ -105,3 +105,42 @@ def test_a_replayed_prefix_gives_exactly_what_the_network_does() -> None:
 def test_feature_error_is_relative_and_summed() -> None:
     ones = torch.ones(4)
     assert float(feature_error({"a": ones, "b": 3 * ones}, {"a": 2 * ones, "b": 3 * ones})) == pytest.approx(0.25)
+
+
+def test_feature_errors_count_where_the_focus_lies() -> None:
+    wanted, got = torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 4)
+    got[..., :2] = 2
+    left = torch.zeros(1, 2, 2)
+    left[..., 0] = 1
+    assert float(feature_error({"a": got}, {"a": wanted})) == pytest.approx(0.5)
+    assert float(feature_error({"a": got}, {"a": wanted}, left)) == pytest.approx(1)
+    assert float(feature_error({"a": got}, {"a": wanted}, 1 - left)) == pytest.approx(0)
+
+
+def test_the_order_of_memory_makes_no_difference() -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    ends = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        student = copy.deepcopy(teacher)
+        masks = {n: weight_of(m) > 0 for n, m in weight_layers(student).items()}
+        student.to(memory_format=order)
+        views = lambda n, chance, order=order: torch.rand(n, 3, 6, 6, generator=chance).to(memory_format=order)  # noqa: E731
+        options = COMMON | {"inputs": views, "steps": 30, "rounding": Rounding(2, every=10)}
+        distil(student, teacher, masks, 0, focus=lambda answer: answer[:, 0].abs(), features=["1"], **options)
+        assert all(not weight_of(student.get_submodule(n))[~m].any() for n, m in masks.items())
+        ends.append(student.state_dict())
+    assert all(torch.allclose(ends[0][n], ends[1][n], atol=1e-4) for n in ends[0])
+
+
+def test_the_modules_before_a_layer_are_named_in_running_order() -> None:
+    student, _, _ = pair()
+    assert modules_before(student, "4", TEST[:2]) == ["0", "1", "2", "3"]
+
+
+def test_when_time_is_up_the_work_ends_at_the_average() -> None:
+    student, teacher, masks = pair()
+    before = error(student, teacher)
+    losses = distil(student, teacher, masks, 0, steps=100_000, minutes=0.01, **COMMON)
+    assert len(losses) < 100_000
+    assert error(student, teacher) < before

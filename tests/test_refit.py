@@ -68,6 +68,25 @@ def test_the_error_is_the_squared_difference_of_outputs(name: str, piece: int, m
     assert torch.allclose(sums.error(matrix_of(student[0])), direct.double(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["conv2d", "conv2d grouped"])
+@pytest.mark.parametrize("piece", [1, 1 << 24])
+def test_positions_count_as_the_focus_on_the_teachers_answer_says(name: str, piece: int, monkeypatch) -> None:
+    monkeypatch.setattr(module, "PIECE", piece)
+    student, teacher, inputs = pair(name)
+    sums = moments(student, teacher, "0", inputs, batch=2, focus=lambda answer: answer[:, 0].abs())
+    answers = teacher(inputs)
+    direct = ((student(inputs) - answers).square() * answers[:, :1].abs()).movedim(1, 0).flatten(1).sum(1)
+    assert torch.allclose(sums.error(matrix_of(student[0])), direct.double(), rtol=1e-4)
+
+
+def test_enough_vectors_are_enough() -> None:
+    student, teacher, inputs = pair("conv2d")  # 30 positions an input
+    few, all_ = (moments(student, teacher, "0", inputs, batch=1, enough=n) for n in (31, 10_000))
+    first = moments(student, teacher, "0", inputs[:2])
+    assert (few.count, all_.count) == (60, 90)
+    assert torch.allclose(few.gram, first.gram, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_changes_by_zeroing_are_those_of_the_outputs(name: str) -> None:
     student, teacher, inputs = pair(name)

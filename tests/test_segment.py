@@ -8,7 +8,7 @@ import torch
 
 from delib.coco import Labels, sample_photos
 from delib.detect import Detections
-from delib.overlays import PALETTE, describe, overlay, png, side_by_side
+from delib.overlays import GAP, PALETTE, below, describe, overlay, png, side_by_side
 from delib.segment import OWN, PROMPTED, grabcut, labelled_masks, mask_agreement, mask_iou, with_masks
 
 
@@ -143,6 +143,15 @@ def test_side_by_side_counts_what_was_lost() -> None:
     assert both.shape == same.shape == (272, 652, 3)
     assert not np.array_equal(both, same)
     assert png(both).startswith(b"\x89PNG")
+
+
+def test_pictures_stand_below_each_other_centred() -> None:
+    wide, narrow = np.zeros((4, 20, 3), np.uint8), np.zeros((6, 10, 3), np.uint8)
+    both = below([wide, narrow])
+    assert both.shape == (4 + GAP + 6, 20, 3)
+    assert (both[-1, :5] == 255).all()
+    assert not both[-1, 5:15].any()
+    assert (both[4 : 4 + GAP] == 255).all()
 
 
 def test_detections_in_words() -> None:

@@ -1,0 +1,50 @@
+"""One student's marks: all that is measured of a detector against its teacher and, where there are some, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from delib.coco import Labels
+from delib.compare import average_precision, compare
+from delib.detect import Detections
+from delib.segment import mask_agreement, with_masks
+
+LEAST = 0.001  # confidence from which on detections count for average precision
+SHOWN = 0.25  # ... and from which on they are shown and compared
+CONFIDENT = 0.8  # above this, the teacher's detections are the objects to be retained
+
+
+def scores(
+    photos: Sequence[Tensor],
+    teacher: Sequence[Detections],
+    student: Sequence[Detections],
+    labels: Sequence[Labels | None] = (),
+) -> dict[str, float]:
+    """Retention at 0.25 and 0.5, invented detections, masks' agreement and, with ``labels``, AP50, as a flat dict.
+
+    ``photos`` are uint8 RGB [3, height, width]; both sides were detected with threshold ``LEAST``. Photos of which
+    labels are None do not count for AP50; without any there is none.
+    """
+    shown = [found.above(SHOWN) for found in teacher], [found.above(SHOWN) for found in student]
+    result = compare(*shown)
+    objects = [found[found.scores > CONFIDENT] for found in shown[0]]
+    agreement = mask_agreement(with_masks(photos, objects)[0], with_masks(photos, shown[1])[0])
+    marks: dict[str, float] = {
+        "objects": result.objects,
+        "retained_25": result.retained(0.25),
+        "retained_50": result.retained(0.5),
+        "retention_25": result.retention(0.25),
+        "retention_50": result.retention(0.5),
+        "asserted_50": result.asserted,
+        "spurious_50": result.spurious,
+        "confidence_gap": result.confidence_gap,
+        "mask_iou": float(agreement.mean()) if len(agreement) else 1.0,
+    }
+    known = [(i, label) for i, label in enumerate(labels) if label is not None]
+    if any(len(label) for _, label in known):
+        truth, sizes = [label for _, label in known], [(photos[i].shape[1], photos[i].shape[2]) for i, _ in known]
+        for name, found in (("teacher_ap50", teacher), ("ap50", student)):
+            marks[name] = average_precision([found[i] for i, _ in known], truth, sizes)["ap50"]
+    return marks
