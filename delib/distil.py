@@ -27,6 +27,7 @@ from delib.rounding import Rounding, stored
 
 # Count, generator -> that many inputs [count, ...].
 Source = Callable[[int, torch.Generator], Tensor]
+SMALLEST = 0.01  # size at least, as a share of the whole parameter's
 WARM_UP = 20  # steps until the learning rate is whole: Adam's first steps are blind
 
 
@@ -58,8 +59,8 @@ def distil(
     The loss is ``divergence`` of the outputs plus ``feature_weight`` times the relative squared errors of the outputs
     of the modules named in ``features``, summed. ``focus`` says, from the teacher's outputs, how much the positions of
     features [n, channels, rows, columns] count: [n, rows, columns] at any resolution; all alike by default. Adam moves
-    each tensor by ``rate`` of its root mean square a step, falling to zero along a half cosine. The student ends as the
-    exponential average of its path (decay ``average``).
+    each weight by ``rate`` of the root mean square of its output's weights a step, falling to zero along a half cosine.
+    The student ends as the exponential average of its path (decay ``average``).
 
     Weights outside ``masks`` are zeroed at the start and stay zero: the optimizer only knows the others. With
     ``rounding`` every pass sees rounded weights, while the gradients move the unrounded ones (straight-through:
@@ -72,7 +73,7 @@ def distil(
     reproducibility. With ``checkpoint`` the work goes on from that file if it exists, and is saved there now and then.
     """
     path = _Path(student, masks, rate, average, frozen)
-    losses = path.resume(checkpoint)
+    losses = path.resume(checkpoint, rounding)
     teacher.eval()
     student.eval()  # statistics of norms are the teacher's
     start = time.perf_counter()
@@ -96,7 +97,7 @@ def distil(
         losses.append((float(loss.detach()), float(error.detach())))
         bar.set_postfix(divergence=f"{losses[-1][0]:.3f}", features=f"{losses[-1][1]:.3f}", refresh=False)
         if checkpoint and (step % 50 == 49 or step == steps - 1):
-            path.save(checkpoint, losses)
+            path.save(checkpoint, losses, rounding)
         if used >= 1:
             break
     path.finish()
@@ -203,6 +204,8 @@ class _Path:
     """The student's way through weight space: optimizer, learning rate, running average, checkpoints.
 
     ``values`` are the survivors of every moving parameter, packed: at 90% sparsity a tenth of the optimizer's work.
+    They are in units of ``sizes``, the root mean square of the weights of the same output: where norms are folded,
+    outputs differ in scale by far.
     """
 
     def __init__(
@@ -226,28 +229,26 @@ class _Path:
                 alive = torch.ones_like(parameter, dtype=torch.bool) if alive is None else alive
                 self.places.append(stored(torch.empty_like(parameter, dtype=torch.bool).copy_(alive)).nonzero()[:, 0])
                 self.moving.append(parameter)
+        self.sizes = [_sizes(p.detach())[place] for p, place in zip(self.moving, self.places, strict=True)]
         self.values = self._packed()
-        self.sizes = [_root_mean_square(value) for value in self.values]
-        self.optimizer = torch.optim.Adam(
-            [{"params": [v]} for v in self.values], lr=rate, betas=(0.9, 0.99), fused=True
-        )
+        self.optimizer = torch.optim.Adam(self.values, lr=rate, betas=(0.9, 0.99), fused=True)
         self.mean = [value.clone() for value in self.values]
         self.count = 0
 
     def _packed(self) -> list[Tensor]:
-        return [stored(p.detach())[place] for p, place in zip(self.moving, self.places, strict=True)]
+        members = zip(self.moving, self.places, self.sizes, strict=True)
+        return [stored(p.detach())[place] / size for p, place, size in members]
 
     def _put(self, values: list[Tensor]) -> None:
-        for parameter, place, value in zip(self.moving, self.places, values, strict=True):
-            stored(parameter.detach())[place] = value
+        for parameter, place, size, value in zip(self.moving, self.places, self.sizes, values, strict=True):
+            stored(parameter.detach())[place] = value * size
 
     def step(self, step: int, done: float) -> None:
         """One move along the gradients; ``done`` 0..1 is how much of the whole way lies behind."""
         share = min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
-        for group, size in zip(self.optimizer.param_groups, self.sizes, strict=True):
-            group["lr"] = self.rate * size * share
-        for value, parameter, place in zip(self.values, self.moving, self.places, strict=True):
-            value.grad = None if parameter.grad is None else stored(parameter.grad)[place]
+        self.optimizer.param_groups[0]["lr"] = self.rate * share
+        for value, parameter, place, size in zip(self.values, self.moving, self.places, self.sizes, strict=True):
+            value.grad = None if parameter.grad is None else stored(parameter.grad)[place] * size
             parameter.grad = None
         self.optimizer.step()
         self._put(self.values)
@@ -265,8 +266,9 @@ class _Path:
         for parameter in self.student.parameters():
             parameter.requires_grad_(True)
 
-    def save(self, file: Path, losses: list[tuple[float, float]]) -> None:
+    def save(self, file: Path, losses: list[tuple[float, float]], rounding: Rounding | None) -> None:
         state = {
+            "levels": {name: torch.from_numpy(levels) for name, levels in rounding.levels.items()} if rounding else {},
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean,
@@ -276,21 +278,28 @@ class _Path:
         with atomic_path(file) as temporary:
             torch.save(state, temporary)
 
-    def resume(self, file: Path | None) -> list[tuple[float, float]]:
+    def resume(self, file: Path | None, rounding: Rounding | None) -> list[tuple[float, float]]:
         """Go on from a file, if it is there. Returns the losses so far."""
         if file is None or not file.is_file():
             return []
         state: dict[str, Any] = torch.load(file, weights_only=True)
         self.student.load_state_dict(state["student"])
+        self.mean, self.sizes = state["mean"], state["sizes"]
         for value, loaded in zip(self.values, self._packed(), strict=True):
             value.copy_(loaded)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.mean, self.sizes = state["mean"], state["sizes"]
+        if rounding:
+            rounding.levels = {name: levels.numpy() for name, levels in state["levels"].items()}
         self.count = len(state["losses"])
         return list(state["losses"])
 
 
-def _root_mean_square(values: Tensor) -> float:
-    """Of the values that are not zero; a tensor that is all zero moves as one of small values would."""
-    values = values[values != 0]
-    return float(values.square().mean().sqrt()) if values.numel() else 0.01
+def _sizes(parameter: Tensor) -> Tensor:
+    """For each value of a parameter, in the order of memory, the root mean square of its output's values, zeros not
+    counted, or of all values for a bias; what is all zero moves as small values would."""
+    rows = parameter.flatten(1) if parameter.dim() > 1 else parameter[None]
+    squares, counts = rows.square().sum(1), (rows != 0).sum(1)
+    whole = (squares.sum() / counts.sum().clamp_min(1)).sqrt()
+    sizes = (squares / counts.clamp_min(1)).sqrt().clamp_min(SMALLEST * whole if whole > 0 else SMALLEST)
+    shape = (-1, *[1] * (parameter.dim() - 1)) if parameter.dim() > 1 else (1,)
+    return stored(torch.empty_like(parameter).copy_(sizes.view(shape)))

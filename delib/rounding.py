@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from delib.encode import LevelTensor
 from delib.networks import weight_layers, weight_of
-from delib.quantize import PLACEMENTS, Levels, as_scales, quantize_weight
+from delib.quantize import PLACEMENTS, Levels, as_scales, quantize_weight, row_scales, with_levels
 from delib.refit import RIDGE, Moments, _batches, _sub_gram
 
 
 class Rounding:
     """The weights of a network as ``quantize`` would round them, for the time of a pass.
 
-    ``bits``, ``method`` and ``scaled`` are those of ``quantize``. Levels are placed anew every ``every`` passes, for
-    training moves the weights that they serve, and it is then noted which weights are zero; scales and the nearest
-    levels are taken in every pass. Layers in ``done`` are rounded already and left as they are.
+    ``bits``, ``method`` and ``scaled`` are those of ``quantize``. The first pass places the levels, and notes which
+    weights are zero; scales and the nearest levels are taken in every pass. What was trained with these levels must be
+    stored with them, as ``tensors`` gives it: on levels placed anew it is no better than if it had not been trained
+    with rounding at all. Layers in ``done`` are rounded already and left as they are.
     """
 
     def __init__(
@@ -29,21 +30,21 @@ class Rounding:
         method: str = "kmeans",
         *,
         scaled: bool = True,
-        every: int = 200,
         done: Collection[str] = (),
     ) -> None:
-        self.bits, self.place, self.scaled, self.every, self.done = bits, PLACEMENTS[method], scaled, every, done
+        self.bits, self.place, self.scaled, self.done = bits, PLACEMENTS[method], scaled, done
         self.levels: dict[str, Levels] = {}
         self.places: dict[str, tuple[Tensor, Tensor]] = {}  # of the survivors: in memory, and which row they are in
-        self.passes = 0
+
+    def _weights(self, network: nn.Module) -> dict[str, Tensor]:
+        return {name: weight_of(layer) for name, layer in weight_layers(network).items() if name not in self.done}
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
         """Inside the block the weight layers hold rounded weights, afterwards the unrounded ones again."""
-        weights = {name: weight_of(layer) for name, layer in weight_layers(network).items() if name not in self.done}
-        if self.passes % self.every == 0:
+        weights = self._weights(network)
+        if not self.places:
             self._place(weights)
-        self.passes += 1
         unrounded = {name: stored(weight)[self.places[name][0]] for name, weight in weights.items()}
         for name, weight in weights.items():
             stored(weight)[self.places[name][0]] = self._rounded(name, unrounded[name], len(weight))
@@ -53,10 +54,20 @@ class Rounding:
             for name, weight in weights.items():
                 stored(weight)[self.places[name][0]] = unrounded[name]
 
+    def tensors(self, network: nn.Module) -> dict[str, LevelTensor]:
+        """Each layer's weight at the levels placed by the first pass: what a pass sees, for ``compensate.finished``."""
+        arrays = {name: weight.cpu().numpy() for name, weight in self._weights(network).items()}
+        return {
+            name: with_levels(array, self.levels[name], row_scales(array) if self.scaled else None)
+            for name, array in arrays.items()
+        }
+
     def _place(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
             bits = self.bits if isinstance(self.bits, int) else self.bits[name]
-            self.levels[name] = quantize_weight(weight.cpu().numpy(), bits, self.place, scaled=self.scaled).codebook
+            if name not in self.levels:
+                placed = quantize_weight(weight.cpu().numpy(), bits, self.place, scaled=self.scaled)
+                self.levels[name] = placed.codebook
             place = stored(weight).nonzero()[:, 0]
             rows = torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1)).to(weight.device)
             self.places[name] = place, stored(torch.empty_like(weight, dtype=torch.long).copy_(rows))[place]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from delib.assess import mse
+from delib.compensate import finished
 from delib.distil import distil, feature_error, modules_before, replayed, watched
 from delib.networks import weight_layers, weight_of
 from delib.quantize import quantize
@@ -49,13 +50,18 @@ def test_the_student_nears_the_teacher_within_its_masks() -> None:
     assert losses[-1] < losses[0]
 
 
-def test_training_with_rounding_beats_rounding_afterwards() -> None:
-    errors = []
-    for rounding in (None, Rounding(2, every=20)):
+@pytest.mark.parametrize("bits", [2, 3])
+def test_training_with_rounding_beats_rounding_afterwards(bits: int) -> None:
+    afterwards = within = 0.0
+    for seed in range(3):
         student, teacher, masks = pair()
-        distil(student, teacher, masks, 0, steps=300, rounding=rounding, **COMMON)
-        errors.append(error(quantize(student, 2, scaled=True).network(student), teacher))
-    assert errors[1] < 0.8 * errors[0]
+        distil(student, teacher, masks, seed, steps=300, **COMMON)
+        afterwards += error(quantize(student, bits, scaled=True).network(student), teacher)
+        student, teacher, masks = pair()
+        rounding = Rounding(bits)
+        distil(student, teacher, masks, seed, steps=300, rounding=rounding, **COMMON)
+        within += error(finished(student, rounding.tensors(student), bits).network(student), teacher)
+    assert within < 0.9 * afterwards
 
 
 def test_frozen_modules_do_not_move_and_remembered_batches_train_as_well() -> None:
@@ -67,7 +73,8 @@ def test_frozen_modules_do_not_move_and_remembered_batches_train_as_well() -> No
     assert all(p.requires_grad for p in student.parameters())
 
 
-def test_interrupted_work_goes_on_to_the_same_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [None, 2])
+def test_interrupted_work_goes_on_to_the_same_end(tmp_path: Path, bits: int | None) -> None:
     class Interrupted(Exception):
         pass
 
@@ -84,9 +91,10 @@ def test_interrupted_work_goes_on_to_the_same_end(tmp_path: Path) -> None:
         options = COMMON | {"steps": 120, "checkpoint": tmp_path / name}
         if source is failing:
             with pytest.raises(Interrupted):
-                distil(student, teacher, masks, 0, **options | {"inputs": failing})
+                rounding = Rounding(bits) if bits else None
+                distil(student, teacher, masks, 0, rounding=rounding, **options | {"inputs": failing})
             student, teacher, masks = pair()
-        distil(student, teacher, masks, 0, **options)
+        distil(student, teacher, masks, 0, rounding=Rounding(bits) if bits else None, **options)
         ends.append(student.state_dict())
     assert all(torch.allclose(ends[0][n], ends[1][n]) for n in ends[0])
 
@@ -126,7 +134,7 @@ def test_the_order_of_memory_makes_no_difference() -> None:
         masks = {n: weight_of(m) > 0 for n, m in weight_layers(student).items()}
         student.to(memory_format=order)
         views = lambda n, chance, order=order: torch.rand(n, 3, 6, 6, generator=chance).to(memory_format=order)  # noqa: E731
-        options = COMMON | {"inputs": views, "steps": 30, "rounding": Rounding(2, every=10)}
+        options = COMMON | {"inputs": views, "steps": 30, "rounding": Rounding(2)}
         distil(student, teacher, masks, 0, focus=lambda answer: answer[:, 0].abs(), features=["1"], **options)
         assert all(not weight_of(student.get_submodule(n))[~m].any() for n, m in masks.items())
         ends.append(student.state_dict())
