@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from delib.allocate import Version
-from delib.refit import RIDGE, Moments, refit
+from delib.refit import RIDGE, STEPS, Moments, refit
 
 # What YOLOv3-tiny's layers had when an earlier search, by least sum of relative layer errors, made it 90% sparse.
 # The network's first three layers are 0.3% of its weights and stay dense.
@@ -25,12 +25,13 @@ class Rungs:
     """For ``compensate.compensated`` to ``watch``: every sparse layer at several numbers of survivors.
 
     ``factors`` multiply the number of survivors that the layer's target leaves it, at most to the whole layer.
-    ``versions`` then holds a ``Version`` for each, refitted to what the layers before deliver at factor 1. The supports
-    are nested, by the weights' worth in the layer's own sparse least squares.
+    ``versions`` then holds a ``Version`` for each, refitted (see ``refit`` for ``ridge`` and ``steps``) to what the
+    layers before deliver at factor 1. The supports are nested, by the weights' worth in the layer's own sparse least
+    squares.
     """
 
-    def __init__(self, factors: Sequence[float] = FACTORS, ridge: float = RIDGE) -> None:
-        self.factors, self.ridge = tuple(factors), ridge
+    def __init__(self, factors: Sequence[float] = FACTORS, ridge: float = RIDGE, steps: int = STEPS) -> None:
+        self.factors, self.ridge, self.steps = tuple(factors), ridge, steps
         self.versions: dict[str, list[Version]] = {}
 
     def __call__(self, name: str, sums: Moments, matrix: Tensor, strength: Tensor, survivors: int) -> None:
@@ -42,7 +43,7 @@ class Rungs:
         alive = torch.zeros(weights.numel(), dtype=torch.bool)
         alive[weights.flatten().topk(min(survivors, weights.numel())).indices] = True
         support[:, : weights.shape[1]] = alive.view_as(weights)
-        fitted = refit(sums, support, matrix, self.ridge)
+        fitted = refit(sums, support, matrix, self.ridge, self.steps)
         return Version(support, fitted[support], float(sums.error(fitted).sum() / sums.energy.sum()))
 
 

@@ -181,6 +181,27 @@ def test_what_a_file_decodes_to_still_reads_digits(network: str, smoke: Smoke) -
     assert metrics[f"{network}.decoded_accuracy"] >= CHANCE + 0.3
 
 
+def test_the_detector_goes_the_whole_way_and_says_what_its_photos_are_worth(smoke: Smoke) -> None:
+    record = smoke.record("03_coco_yolov3")
+    metrics = {key.removeprefix("yolov3_tiny."): value for key, value in record["metrics"].items()}
+    asked = {"objects", "retention_25", "retention_50", "spurious_50", "mask_iou", "sparsity", "bits"}
+    assert set(metrics) >= asked | {"encoded_bytes", "compression_ratio"}
+    file = smoke.folder / "yolov3-tiny-s3-b4.delib"
+    assert metrics["encoded_bytes"] == file.stat().st_size
+    assert metrics["sparsity"] >= record["parameters"]["sparsity"]
+    assert metrics["objects"] == 3
+    assert metrics["retention_25"] >= 0.6, "at 3% sparsity hardly anything is lost"
+    outputs = [output for cell in executed(smoke, "03_coco_yolov3") for output in cell.get("outputs", [])]
+    text = " ".join("".join(output.get("text", "")) for output in outputs)
+    assert "Only the two sample photos" in text
+
+
+def executed(smoke: Smoke, name: str) -> list[dict[str, Any]]:
+    """The cells of a notebook as it was run."""
+    cells: list[dict[str, Any]] = json.loads(smoke.result(name).notebook.read_text())["cells"]
+    return cells
+
+
 def test_claims_ask_for_metrics_that_the_notebooks_record(smoke: Smoke) -> None:
     asked = [claim for claim in tomllib.loads(claims.claims_path().read_text())["claim"] if "metric" in claim]
     metrics = {claim[key] for claim in asked for key in ("metric", "minus") if key in claim}
