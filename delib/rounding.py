@@ -56,6 +56,8 @@ class Rounding:
 
     def tensors(self, network: nn.Module) -> dict[str, LevelTensor]:
         """Each layer's weight at the levels placed by the first pass: what a pass sees, for ``compensate.finished``."""
+        if not self.places:
+            self._place(self._weights(network))
         arrays = {name: weight.cpu().numpy() for name, weight in self._weights(network).items()}
         return {
             name: with_levels(array, self.levels[name], row_scales(array) if self.scaled else None)
