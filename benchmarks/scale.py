@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    start = time.perf_counter()
+    start, revision = time.perf_counter(), git_revision()
     with tempfile.TemporaryDirectory() as folder:
         results = whole_way(options, Path(folder))
     circumstances = {
@@ -159,7 +159,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
-        "git_revision": git_revision(),
+        "git_revision": revision,
         "options": vars(options),
         "seconds": time.perf_counter() - start,
         "peak_memory_megabytes": peak_megabytes(),

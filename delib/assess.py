@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delib.networks import weight_of
+from delib.networks import WEIGHT_LAYERS, weight_of
 from delib.trace import Call, Trace, forwards_replaced
 
 # Student's outputs, teacher's outputs on the same inputs -> one number, 0 where they agree.
@@ -74,6 +74,55 @@ class Suffix:
 
     def __exit__(self, *_: object) -> None:
         self._calls.clear()
+
+
+class Cut(nn.Module):
+    """A network up to the first call of one of its modules: its output is the answer, and nothing runs after it.
+
+    Raises ValueError if the module is not called.
+    """
+
+    def __init__(self, network: nn.Module, end: nn.Module) -> None:
+        super().__init__()
+        self.network, self.end = network, end
+
+    def forward(self, inputs: Tensor) -> Any:
+        def stop(_: nn.Module, args: Any, output: Any) -> None:
+            raise _Reached(output)
+
+        hook = self.end.register_forward_hook(stop)
+        try:
+            self.network(inputs)
+        except _Reached as reached:
+            return reached.output
+        finally:
+            hook.remove()
+        raise ValueError("the module to stop at is never called by the network's forward pass")
+
+
+class _Reached(BaseException):
+    """Not an error, so that no network takes it for one."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+def end(network: nn.Module, layer: nn.Module, inputs: Tensor, layers: int | None) -> str:
+    """The name of the weight layer at whose outputs a divergence ``layers`` further on than ``layer`` is measured.
+
+    Only weight layers that depend on ``layer`` count, in the order in which the network calls them; 0 is the layer
+    itself. '' stands for the whole network: where there are not as many, or ``layers`` is None.
+    """
+    if layers is None:
+        return ""
+    behind = [m for m in dict.fromkeys(Trace(network, layer, inputs).behind) if isinstance(m, WEIGHT_LAYERS)]
+    names = {module: name for name, module in network.named_modules()}
+    return names[behind[layers]] if layers < len(behind) else ""
+
+
+def up_to(network: nn.Module, name: str) -> nn.Module:
+    """The network up to the module of that name; for '' the network itself."""
+    return Cut(network, network.get_submodule(name)) if name else network
 
 
 def _replay(forward: Callable[..., Any], calls: Iterator[Call]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from delib.assess import Divergence, Suffix, importance, kl
+from delib.assess import Divergence, Suffix, end, importance, kl, up_to
 from delib.contest import compensated, growing, revive, uncompensated
 from delib.networks import weight_key, weight_layers, weight_of
 from delib.propose import Criterion, Site, agreed, magnitude, propose
@@ -157,6 +157,7 @@ def evolve(
     compensate: bool = False,
     revival: float = 0.0,
     divergence: Divergence = kl,
+    horizon: int | None = None,
     recovery: Recovery | None = None,
     batch: int = 1000,
     seed: int = 0,
@@ -173,6 +174,10 @@ def evolve(
     zeroed set for good (see ``contest.compensated``); after that up to ``revival`` times the set's size of dead weights
     may live again for as many survivors, where this lowers the divergence (see ``contest.revive``).
 
+    The divergence is that of the networks' outputs, or with a ``horizon`` that of the outputs of the weight layer so
+    many places behind the one at work (0: its own). That is faster, blind to what comes later, and no place for a
+    divergence of logits such as ``kl``: take ``mse``.
+
     ``inputs`` [n, ...] are calibration inputs; no labels are used. ``targets`` is one sparsity for all weight layers or
     a mapping from layer name to sparsity, where layers not named stay dense. ``batch`` inputs are drawn anew for each
     layer and cycle, for a set that wins on one fixed batch need not win elsewhere. The same ``seed`` on the same device
@@ -187,6 +192,7 @@ def evolve(
     contest = compensated if compensate else uncompensated
     evolved = Evolved.start(teacher, goals)
     student = evolved.student
+    ends = {name: end(teacher, teacher.get_submodule(name), inputs[:1], horizon) for name in goals}
     with tqdm(total=sum(goals.values()), unit="weight", disable=not progress or in_batch()) as bar:
         while unmet := {name: goal - evolved.zeros(name) for name, goal in goals.items() if evolved.zeros(name) < goal}:
             evolved.cycle += 1
@@ -194,10 +200,10 @@ def evolve(
             for name, missing in unmet.items():
                 chance = _chance(seed, evolved.cycle, name)
                 size = min(math.ceil(share * evolved.survivors(name)), missing)
-                rounds = growing(inputs, teacher, batch, chance)
+                rounds = growing(inputs, up_to(teacher, ends[name]), batch, chance)
                 part, goal = next(rounds)
-                with Suffix(student, student.get_submodule(name), part) as suffix:
-                    site = _site(evolved, name, size, suffix, model, inputs, divergence)
+                with Suffix(up_to(student, ends[name]), student.get_submodule(name), part) as suffix:
+                    site = _site(evolved, name, size, suffix, (model, ends[name]), inputs, divergence)
                     sets = propose(site, criterion, size, population, temperature, chance, incumbent=compensate)
                     best, divergences = contest(site, sets, suffix, goal, rounds, divergence)
                 chosen = agreed(best, site, critics)
@@ -216,10 +222,16 @@ def evolve(
 
 
 def _site(
-    evolved: Evolved, name: str, size: int, suffix: Suffix, model: nn.Module, inputs: Tensor, divergence: Divergence
+    evolved: Evolved,
+    name: str,
+    size: int,
+    suffix: Suffix,
+    reference: tuple[nn.Module, str],
+    inputs: Tensor,
+    divergence: Divergence,
 ) -> Site:
     """What there is to know of a layer before a cycle; the costly parts are measured if a criterion asks for them."""
-    layer = suffix.layer
+    layer, (model, until) = suffix.layer, reference
     return Site(
         weight_of(layer).clone(),
         suffix.site_inputs,
@@ -227,7 +239,7 @@ def _site(
         evolved.survivors(name) - size,
         None if (bias := bias_of(layer)) is None else bias.clone(),
         lambda: moments(evolved.student, model, name, inputs),
-        lambda: importance(model, model.get_submodule(name), suffix.inputs, divergence),
+        lambda: importance(up_to(model, until), model.get_submodule(name), suffix.inputs, divergence),
     )
 
 

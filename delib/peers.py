@@ -40,9 +40,10 @@ def wanda(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DAMPIN
 
 
 def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DAMPING, block: int = 128) -> Tensor:
-    """Columns from left to right: the mask of each block by w²/[H⁻¹]_jj², errors passed on (Frantar and Alistarh 2023).
+    """Column by column: each block's mask by w²/U_jj², errors passed on (Frantar and Alistarh 2023, algorithm 1).
 
-    Algorithm 1 with U the upper Cholesky factor of H⁻¹, whose rows are the inverses of the remaining columns' Grams.
+    U is the upper Cholesky factor of H⁻¹: U_jj times its row j, from j on, is the first row of the inverse of the
+    remaining columns' Gram matrix, so that w²/U_jj² is what OBS says a removal costs with those columns to compensate.
     """
     weight = weight.to(gram.dtype).clone()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram, damping)))

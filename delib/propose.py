@@ -101,7 +101,7 @@ def activation(site: Site) -> Tensor:
 
 def hessian(site: Site) -> Tensor:
     """√(w² H_jj): what zeroing a weight alone does to the divergence, to second order (LeCun, Denker and Solla 1989,
-    eq. 5).
+    section 2).
 
     The diagonal of the Hessian is taken as importance of the output times Σ x² of the input (its Gauss-Newton
     approximation with both factors independent: Martens and Grosse 2015, section 3), so that it needs no labels.

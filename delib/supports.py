@@ -7,8 +7,12 @@ from torch import Tensor
 
 from delib.refit import RIDGE, Moments
 
-FIRST_PENALTY = 0.1  # ρ at the start, for a Gram matrix scaled to a unit diagonal (as ALPS starts)
-CHECK = 3  # iterations between two looks at how much the support still changes (ditto)
+# As ALPS's own code has them, for a Gram matrix scaled to a unit diagonal.
+FIRST_PENALTY = 0.1  # ρ at the start
+CHECK = 3  # iterations between two looks at how much the support still changes
+MOVING = 0.005  # share of the survivors: a support that changes more is on its way
+SETTLED, PATIENCE = 0.0003, 30  # ... and one that changes less, after so many iterations, has arrived
+LEAST_PENALTY = 1e-4  # ours: a support that even this does not move is the best that can be reached
 
 
 @torch.no_grad()
@@ -25,7 +29,8 @@ def admm(
 
     Minimises Σ_r s_r ‖w_r X - y_r‖² over matrices of at most ``survivors`` non-zero weights, the bias column not
     counted (ALPS: Meng et al. 2024, algorithm 1). The matrix is split in two, W that fits and D that is sparse, held
-    together by multipliers V and a penalty ρ which rises until the support settles:
+    together by multipliers V and a penalty ρ which rises until the support settles. Should the first one be so strong
+    that the support hardly moves, it starts anew from a fifth of it:
 
         W = (G + ρ)⁻¹ (C - V + ρ D)      D = the largest entries of W + V/ρ      V += ρ (W - D)
 
@@ -40,22 +45,26 @@ def admm(
     if moments.bias:
         counted[:, -1] = False
     barred, counted = barred.view_as(problem.start), counted.view_as(problem.start)
-    sparse, dual, penalty = problem.start, torch.zeros_like(problem.start), FIRST_PENALTY
-    support = last = _largest(sparse, counted, survivors) & ~barred
-    sparse = sparse * support
-    joined = sparse
+    support = last = _largest(problem.start, counted, survivors) & ~barred
+    joined = sparse = first = problem.start * support
+    dual, penalty, moved = torch.zeros_like(sparse), FIRST_PENALTY, False
     for step in range(1, iterations + 1):
         fitted = problem.solve(penalty * sparse - dual, penalty)
         joined = fitted + dual / penalty
         support = _largest(joined, counted, survivors) & ~barred
         sparse = joined * support
         dual = dual + penalty * (fitted - sparse)
-        if step % CHECK == 0:
-            changed = int((support ^ last).sum()) / max(survivors, 1)
-            if changed == 0:
-                break
-            penalty *= 1.3 if changed >= 0.1 else 1.2 if changed >= 0.005 else 1.1
-            last = support
+        if step % CHECK:
+            continue
+        changed, last = int((support ^ last).sum()) / max(survivors, 1), support
+        moved = moved or changed >= MOVING
+        if (moved and changed == 0) or (step > PATIENCE and changed < SETTLED) or penalty < LEAST_PENALTY:
+            break
+        if moved:
+            penalty *= 1.3 if changed >= 0.1 else 1.2 if changed >= MOVING else 1.1
+        else:
+            penalty /= 5
+            sparse, dual = (first, torch.zeros_like(dual)) if changed else (sparse, dual)
     shape = matrix.shape
     return support.reshape(shape), joined.abs().reshape(shape)
 

@@ -58,9 +58,11 @@ class Trace:
     """The calls of a network's leaf modules in one forward pass, as seen from ``layer``.
 
     ``calls`` lists each module's in their order, ``reached`` says whether the layer was among them, ``site_inputs``
-    are its inputs. Exact for any network whose course does not depend on chance, if what its modules change in place
-    is used through what they return. Where the course or memory from outside depends on the layer's values, all that
-    comes after the layer counts as depending on it.
+    are its inputs, ``behind`` lists the modules that depend on it in the order of their calls, the layer first.
+
+    Exact for any network whose course does not depend on chance, if what its modules change in place is used through
+    what they return. Where the course, or memory from outside, depends on the layer's values, all that comes after the
+    layer counts as depending on it.
     """
 
     def __init__(self, network: nn.Module, layer: nn.Module, inputs: Tensor) -> None:
@@ -72,6 +74,7 @@ class Trace:
     @torch.no_grad()
     def _trace(self, inputs: Tensor, whole: bool) -> None:
         self.calls: dict[nn.Module, list[Call]] = {}
+        self.behind: list[nn.Module] = []
         self.reached, self.site_inputs = False, inputs
         self._touch = Call()  # stands for the layer in the origin of all that depends on it
         leaves = [m for m in self.network.modules() if m is self.layer or not any(m.children())]
@@ -91,6 +94,7 @@ class Trace:
             calls.append(call)
             if module is self.layer or self._touch in origin or (whole and self.reached):
                 call.runs = True
+                self.behind.append(module)
                 self._settle(origin)
                 return _put_origin(mapped(output, _traced), {self._touch: None})
             value = mapped(output, torch.clone)  # the network may work on the output in place

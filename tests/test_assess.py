@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delib.assess import Suffix, assess, kl, mse, tentatively_zeroed
+from delib.assess import Suffix, assess, end, kl, mse, tentatively_zeroed, up_to
 from delib.networks import lenet5, weight_layers, weight_of
 
 
@@ -129,6 +129,35 @@ def test_wayward_networks_are_followed_exactly(how: str, name: str) -> None:
         for change in (0.0, 1.0, -3.0, 5.0):
             weight_of(layer).add_(change)
             assert torch.equal(suffix(), network(inputs))
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, None])
+def test_a_horizon_sees_what_the_full_network_has_there(case, layers: int | None) -> None:
+    network, inputs = case
+    names = list(weight_layers(network))
+    seen: dict[str, Tensor] = {}
+    for i, name in enumerate(names):
+        layer = network.get_submodule(name)
+        until = end(network, layer, inputs, layers)
+        if isinstance(network, Branched):
+            path = {"stem": names, "shared": ["shared", "head"]}.get(name, names[i:])
+        else:
+            path = names[i:]
+        assert until == (path[layers] if layers is not None and layers < len(path) else "")
+
+        def note(module: nn.Module, args: tuple, output: Tensor) -> None:
+            seen.setdefault(next(n for n in names if network.get_submodule(n) is module), output.clone())
+
+        hooks = [network.get_submodule(n).register_forward_hook(note) for n in names]
+        with torch.no_grad(), tentatively_zeroed(layer, torch.tensor([0, 3, 4])):
+            seen.clear()
+            whole = network(inputs)
+            for hook in hooks:
+                hook.remove()
+            expected = seen[until] if until else whole
+            assert torch.equal(up_to(network, until)(inputs), expected)
+        with Suffix(up_to(network, until), layer, inputs) as suffix, tentatively_zeroed(layer, torch.tensor([0, 3, 4])):
+            assert torch.equal(suffix(), expected)
 
 
 def test_site_inputs_are_what_the_layer_sees() -> None:

@@ -148,6 +148,19 @@ def test_more_candidates_find_less_divergent_students() -> None:
 
 
 @pytest.mark.parametrize("compensate", [False, True])
+def test_a_short_horizon_minds_only_what_it_sees(compensate: bool) -> None:
+    """At horizon 0 the layers behind do not matter: with others the same weights die."""
+    other = tiny()
+    with torch.no_grad():
+        other[4].weight.copy_(torch.randn(3, 5))
+    options = {"population": 6, "share": 0.3, "divergence": mse, "compensate": compensate}
+    for layers, alike in ((0, True), (1, True), (None, False)):
+        ours, theirs = (evolve(n, INPUTS, {"0": 0.6}, horizon=layers, **options) for n in (tiny(), other))
+        assert torch.equal(ours.generations["0"], theirs.generations["0"]) == alike
+    assert evolve(tiny(), INPUTS, 0.5, horizon=9, **options).cycle > 1
+
+
+@pytest.mark.parametrize("compensate", [False, True])
 def test_a_network_may_be_the_layer_itself(compensate: bool) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(6, 4).eval()

@@ -176,6 +176,15 @@ def test_admm_finds_nearly_the_best_of_all_supports() -> None:
         assert sum(e < own for e in errors) <= 0.05 * len(errors)
 
 
+def test_admm_weakens_a_penalty_that_is_too_strong_for_the_support_to_move(monkeypatch) -> None:
+    sums, matrix = problem(rows=64, k=64)
+    monkeypatch.setattr("delib.supports.FIRST_PENALTY", 1e5)
+    start, _ = admm(sums, matrix, 1200, iterations=0)
+    support, _ = admm(sums, matrix, 1200)
+    errors = [float(sums.error(refit(sums, mask, matrix)).sum()) for mask in (start, support)]
+    assert errors[1] < 0.7 * errors[0]
+
+
 def test_admm_keeps_to_what_is_allowed_and_spares_the_bias() -> None:
     student, teacher, inputs = pair("conv2d grouped")
     sums = moments(student, teacher, "0", inputs)
