@@ -27,6 +27,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 CSS_DPI = 96  # a browser's pixels an inch
 SHARPNESS = 2  # pixels stored per browser pixel
+LABELS = 75  # letters that fit side by side below an axis; more are slanted
 
 STYLE: Any = {  # matplotlib's own type for it lists every key of one version
     # No two lines differ by colour alone.
@@ -153,7 +154,9 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = 
             hatch = "//" if (name == highlight if single else i % 2) else None
             heights = [group.get(name, math.nan) for group in groups.values()]
             axis.bar(at, heights, width, color=colour, hatch=hatch, edgecolor="white", label=None if single else name)
-        axis.set_xticks(range(len(names) if single else len(groups)), names if single else list(groups))
+        words = names if single else list(groups)
+        crowded = sum(map(len, words)) + 2 * len(words) > LABELS
+        axis.set_xticks(range(len(words)), words, rotation=30 if crowded else 0, ha="right" if crowded else "center")
         axis.set_ylabel(y)
         axis.grid(axis="x", visible=False)
         if percent:

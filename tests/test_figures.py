@@ -133,6 +133,18 @@ def test_bars_of_several_groups_are_named_in_the_legend_and_do_not_overlap() -> 
     assert "%" in ticks(axis.yaxis, [0.5])[0]
 
 
+@pytest.mark.parametrize("length", [2, 9, 16])
+def test_words_below_bars_do_not_run_into_each_other(length: int) -> None:
+    figure = figures.bars({"kept": {f"{i:x}" * length: 0.5 for i in range(10)}}, "share")
+    figure.canvas.draw()
+    labels = figure.axes[0].get_xticklabels()
+    slanted = labels[0].get_rotation() != 0
+    boxes = [label.get_window_extent() for label in labels]
+    if not slanted:
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert slanted == (length > 2)
+
+
 def test_groups_need_not_have_the_same_bars() -> None:
     (axis,) = figures.bars({"lenet300": {"fc1": 1.0}, "lenet5": {"fc1": 2.0, "conv1": 3.0}}, "sparsity").axes
     assert sorted(height for height in heights(axis) if not math.isnan(height)) == [1.0, 2.0, 3.0]
