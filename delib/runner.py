@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from delib.parameters import PROFILES, check_parameters, profile_parameters, read_cells, read_parameters
-from delib.records import package_versions, project_root, record_path, report_folder, write_bytes
+from delib.records import package_versions, project_root, read_records, record_path, report_folder, write_bytes
 
 # Modules that no notebook imports: changing them makes no result stale.
 AROUND = ("__main__", "claims", "cli", "pages", "parameters", "report", "runner")
@@ -116,16 +117,16 @@ def run_all(
 ) -> list[Result]:
     """Run every notebook of the sequence in a profile; those up to date are skipped.
 
-    ``jobs`` notebooks run at a time, each in a process of its own, for each can run alone. ``tell`` hears the outcome
-    of each as it comes: done, up to date or stopped. If some stop, the others are still finished, and the first
-    stopped one's error is raised.
+    ``jobs`` notebooks run at a time, each in a process of its own, for each can run alone, the longest first. ``tell``
+    hears the outcome of each as it comes: done, up to date or stopped. If some stop, the others are still finished,
+    and the first stopped one's error is raised.
     """
     paths = sequence()
     with (
         tempfile.TemporaryDirectory(prefix="delib-", ignore_cleanup_errors=True) as temporary,
         ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (temporary,)) as pool,
     ):
-        runs = {pool.submit(run, path, profile, force=force): path.stem for path in paths}
+        runs = {pool.submit(run, path, profile, force=force): path.stem for path in _longest_first(paths)}
         try:
             for finished in as_completed(runs):
                 stopped = finished.exception() is not None
@@ -136,7 +137,14 @@ def run_all(
             for process in active_children():
                 process.terminate()
             raise
-    return [finished.result() for finished in runs]
+    return [finished.result() for finished in sorted(runs, key=lambda finished: runs[finished])]
+
+
+def _longest_first(paths: list[Path]) -> list[Path]:
+    """By the seconds in the reference report's records, so that no long notebook runs alone at the end; a notebook
+    that has none comes first."""
+    seconds = {name: record.get("seconds", math.inf) for name, record in read_records("reference").items()}
+    return sorted(paths, key=lambda path: seconds.get(path.stem, math.inf), reverse=True)
 
 
 def _begin_worker(temporary: str) -> None:

@@ -212,6 +212,19 @@ def test_the_sequence_runs_side_by_side_and_a_stopped_one_holds_up_no_other(proj
     assert sorted(heard) == [("00_a", "up to date"), ("01_c", "stopped"), ("02_b", "up to date")]
 
 
+def test_the_longest_notebooks_of_the_reference_start_first(project: Any) -> None:
+    for name in ("00_a", "01_b", "02_c"):
+        project.notebook(name, RECORD.replace("10_toy", name).replace("epochs}", "seed}"))
+    folder = project.reports / "reference" / "records"
+    folder.mkdir(parents=True)
+    for name, seconds in (("00_a", 1.0), ("02_c", 30.0)):
+        (folder / f"{name}.json").write_text(json.dumps({"notebook": name, "seconds": seconds, "metrics": {}}))
+    heard: list[str] = []
+    results = runner.run_all("quick", jobs=1, tell=lambda notebook, _: heard.append(notebook))
+    assert heard == ["01_b", "02_c", "00_a"]
+    assert [result.notebook.stem for result in results] == ["00_a", "01_b", "02_c"]
+
+
 def test_a_failing_notebook_is_kept_aside_and_named_in_one_line(project: Any, toy: Path) -> None:
     good = run("10_toy", "smoke").notebook.read_bytes()
     project.notebook("10_toy", "\n# a comment\nhalf = epochs / 0\n", RECORD, parameters=PARAMETERS)
