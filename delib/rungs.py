@@ -10,12 +10,17 @@ from torch import Tensor
 from delib.allocate import Version
 from delib.refit import RIDGE, STEPS, Moments, refit
 
-# What YOLOv3-tiny's layers had when an earlier search, by least sum of relative layer errors, made it 90% sparse.
-# The network's first three layers are 0.3% of its weights and stay dense.
+# Layer sparsities known to be good. YOLOv3-tiny's: what an earlier search, by least sum of relative layer errors, found
+# for 90%; its first three layers are 0.3% of its weights and stay dense. The ResNet's: what ``allocate.allocate`` found
+# for 92.5% on FashionMNIST in 20 generations.
 SHAPES: dict[str, dict[str, float]] = {
     "yolov3-tiny": {
         "c6": 0.50, "c8": 0.75, "c10": 0.885, "c12": 0.96, "c13": 0.64, "c14": 0.885, "c15": 0.69, "c18": 0.22,
         "c21": 0.89, "c22": 0.60,
+    },
+    "resnet": {
+        "conv": 0.2, "block1.conv1": 0.8, "block1.conv2": 0.7, "block2.conv1": 0.9, "block2.conv2": 0.9,
+        "block2.skip.conv": 0.2, "block3.conv1": 0.95, "block3.conv2": 0.97, "block3.skip.conv": 0.7, "fc": 0.7,
     },
 }  # fmt: skip
 FACTORS = (1.56, 1.25, 1.0, 0.8, 0.64)  # of the survivors: exchanges of about a quarter of a layer
