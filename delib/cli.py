@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from delib.runner import JOBS
+
 Profile = Annotated[
     Literal["smoke", "quick", "paper"], typer.Option(help="smoke: seconds; quick: minutes; paper: a GPU or a night.")
 ]
@@ -62,7 +64,7 @@ def run(
 def report(
     profile: Profile = "quick",
     force: Annotated[bool, typer.Option("--force", help="Run every notebook even if nothing changed.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run at a time.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run at a time.")] = JOBS,
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
     """Run what changed of all notebooks, then compile reports/<profile>/index.html and print its path."""
