@@ -28,11 +28,12 @@ State = dict[str, Tensor]
 class Evolved:
     """A student, and how it came to be.
 
-    ``generations`` maps each evolved layer's name to the generation of death of its weights (int16 in the weight's
-    shape; 0 = survivor). ``rows`` has an entry for each cycle and layer (see ``history``). ``states`` holds what the
-    network was at cycle 0 (the teacher) and after each recovery: its state dict, the weights of evolved layers reduced
-    to their survivors, and where those are (packed bits); at cycle 0 these are the teacher's own tensors, not copies.
-    ``passed`` is the overall sparsity after each cycle, and ``cycle`` the last one.
+    ``generations`` maps each evolved layer's name to the generation of death of its weights (in the weight's shape;
+    0 = survivor), as uint8, from cycle 256 on as int16. ``rows`` has an entry for each cycle and layer (see
+    ``history``). ``states`` holds what the network was at cycle 0 (the teacher) and after each recovery: its state
+    dict, the weights of evolved layers reduced to their survivors, and where those are (packed bits); at cycle 0 these
+    are the teacher's own tensors, not copies. ``passed`` is the overall sparsity after each cycle, and ``cycle`` the
+    last one.
     """
 
     student: nn.Module
@@ -47,7 +48,7 @@ class Evolved:
         """Cycle 0: the student is a copy of the teacher and every weight of the named layers is a survivor."""
         student = copy.deepcopy(teacher).eval()
         weights = {name: weight_of(student.get_submodule(name)) for name in layers}
-        evolved = cls(student, {name: torch.zeros_like(w, dtype=torch.int16) for name, w in weights.items()})
+        evolved = cls(student, {name: torch.zeros_like(w, dtype=torch.uint8) for name, w in weights.items()})
         evolved.states[0] = teacher.state_dict()
         return evolved
 
@@ -99,6 +100,12 @@ class Evolved:
     def survivors(self, layer: str) -> int:
         """Number of weights of a layer that are alive."""
         return self.generations[layer].numel() - self.zeros(layer)
+
+    def begin_cycle(self) -> None:
+        """Count one cycle more."""
+        self.cycle += 1
+        if self.cycle > torch.iinfo(torch.uint8).max:
+            self.generations = {name: generation.to(torch.int16) for name, generation in self.generations.items()}
 
     def zero(self, layer: str, chosen: Tensor, divergences: Tensor) -> None:
         """Zero the chosen candidate set (flat indices) for good; its divergence is the least of its population's."""
@@ -195,7 +202,7 @@ def evolve(
     ends = {name: end(teacher, teacher.get_submodule(name), inputs[:1], horizon) for name in goals}
     with tqdm(total=sum(goals.values()), unit="weight", disable=not progress or in_batch()) as bar:
         while unmet := {name: goal - evolved.zeros(name) for name, goal in goals.items() if evolved.zeros(name) < goal}:
-            evolved.cycle += 1
+            evolved.begin_cycle()
             model = copy.deepcopy(student) if recovery else teacher  # whose layers' answers are to be kept
             for name, missing in unmet.items():
                 chance = _chance(seed, evolved.cycle, name)
@@ -233,11 +240,11 @@ def _site(
     """What there is to know of a layer before a cycle; the costly parts are measured if a criterion asks for them."""
     layer, (model, until) = suffix.layer, reference
     return Site(
-        weight_of(layer).clone(),
+        weight_of(layer),
         suffix.site_inputs,
         evolved.generations[name] == 0,
         evolved.survivors(name) - size,
-        None if (bias := bias_of(layer)) is None else bias.clone(),
+        bias_of(layer),
         lambda: moments(evolved.student, model, name, inputs),
         lambda: importance(up_to(model, until), model.get_submodule(name), suffix.inputs, divergence),
     )

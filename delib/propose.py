@@ -96,7 +96,7 @@ def activation(site: Site) -> Tensor:
     others = [d for d in range(inputs.dim()) if d != axis]
     mean_square = inputs.float().square().mean(dim=others)
     rms = mean_square.view(-1, channels).mean(dim=0).sqrt()
-    return site.weight.abs() * rms.view(1, -1, *[1] * (site.weight.dim() - 2))
+    return site.weight.abs().mul_(rms.view(1, -1, *[1] * (site.weight.dim() - 2)))
 
 
 def hessian(site: Site) -> Tensor:
@@ -177,11 +177,11 @@ def draws(
     Chance is the processor's wherever the weights are, so that the same seed draws alike on every device.
     """
     device, living = alive.device, alive.flatten().cpu()
-    relevance = relevance.flatten().cpu().masked_select(living).float().log()
+    relevance = relevance.flatten().cpu().masked_select(living).float().log_()
     if size > len(relevance):
         raise ValueError(f"cannot draw sets of {size} from {len(relevance)} survivors")
     if temperature > 0:
-        relevance = relevance / temperature
+        relevance.div_(temperature)
 
     def scores() -> Tensor:
         chance = torch.empty_like(relevance).exponential_(generator=generator)

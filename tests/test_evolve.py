@@ -94,6 +94,19 @@ def test_masks_hold_through_recovery() -> None:
     assert sparsity(evolved.student) == pytest.approx(round(0.7 * 48 + 0.7 * 40 + 0.7 * 15) / 103, abs=0.02)
 
 
+def test_more_cycles_than_a_byte_can_count() -> None:
+    torch.manual_seed(0)
+    teacher, inputs = nn.Linear(400, 3), torch.randn(20, 400)
+    evolved = evolve(teacher, inputs, 0.9, population=1, share=1 / 400, divergence=mse, progress=False)
+    assert evolved.cycle > 256
+    for cycle in (100, 255, 256, 300, evolved.cycle):
+        zeros = int((evolved.at_cycle(cycle).weight == 0).sum())
+        generation = evolved.generations[""]
+        assert zeros == int(((generation > 0) & (generation <= cycle)).sum())
+        assert zeros == round(evolved.sparsities[cycle] * 1200)
+    assert int(evolved.generations[""].max()) == evolved.cycle
+
+
 def test_every_state_on_the_way_can_be_had_again() -> None:
     """The network at a cycle is what a run that stopped there would have returned."""
     full = evolve(tiny(), INPUTS, 0.7, population=3, share=0.3, recovery=recovery, seed=3)
