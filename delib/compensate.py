@@ -28,7 +28,7 @@ ITERATIONS = 75  # of ADMM: on YOLOv3-tiny's layers more no longer lower the err
 # each of its weights is worth keeping [rows, k], and how many survive.
 Watch = Callable[[str, Moments, Tensor, Tensor, int], None]
 LOOKED = 128  # inputs that outputs are weighed on: with half as many, YOLOv3-tiny's scatter by a quarter to a half
-ENOUGH = 1 << 17  # vectors a layer is fitted to: 28 for each weight of the longest row of YOLOv3-tiny
+ENOUGH = 1 << 18  # vectors a layer is fitted to: 57 for each weight of the longest row of YOLOv3-tiny
 
 
 @torch.no_grad()
