@@ -222,6 +222,7 @@ def evolve(
                     if swap := revive(after, round(revival * size), suffix, rounds, divergence):
                         evolved.exchange(name, *swap)
                 bar.update(len(chosen))
+                del site, sets, best, chosen  # as large as the layer, and the next one needs the room
             if recovery is not None:
                 recovery(student, teacher, evolved.masks, seed + evolved.cycle)
             evolved.end_cycle(changed=recovery is not None or compensate)
