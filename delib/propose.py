@@ -26,8 +26,7 @@ class Site:
     - ``survivors``, how many are to be left;
     - ``bias`` [out], if the layer has one;
     - ``moments`` of the layer over the calibration inputs and ``importance`` [out], how strongly the network's
-    divergence
-      reacts to an error of each output (default: all alike). Both are measured when first asked for.
+      divergence reacts to an error of each output (default: all alike). Both are measured when first asked for.
     """
 
     weight: Tensor
@@ -174,9 +173,11 @@ def draws(
 ) -> Iterator[Tensor]:
     """The sets of ``draw`` one after the other, so that a population takes no more memory than one of its sets.
 
-    Chance is the processor's wherever the weights are, so that the same seed draws alike on every device.
+    Chance is the processor's wherever the weights are, so that the same seed draws alike on every device. Indices are
+    int32 where that counts far enough: sets are the largest thing that a cycle holds beside the networks.
     """
     device, living = alive.device, alive.flatten().cpu()
+    index = torch.int32 if living.numel() <= torch.iinfo(torch.int32).max else torch.int64
     relevance = relevance.flatten().cpu().masked_select(living).float().log_()
     if size > len(relevance):
         raise ValueError(f"cannot draw sets of {size} from {len(relevance)} survivors")
@@ -189,7 +190,7 @@ def draws(
 
     for _ in range(population):
         least = _least(scores() if temperature > 0 else relevance, size)
-        yield torch.zeros_like(living).masked_scatter_(living, least).nonzero().squeeze(1).to(device)
+        yield torch.zeros_like(living).masked_scatter_(living, least).nonzero().squeeze(1).to(device, index)
 
 
 def _least(scores: Tensor, many: int) -> Tensor:
