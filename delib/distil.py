@@ -50,6 +50,7 @@ def distil(
     frozen: Sequence[str] = (),
     uses: int = 1,
     memory: int = 100,
+    precision: torch.dtype = torch.float32,
     minutes: float = math.inf,
     checkpoint: Path | None = None,
     progress: bool = True,
@@ -69,6 +70,7 @@ def distil(
     Modules named in ``frozen`` do not move: the student's first ones, a chain in running order. With ``uses`` above 1
     only every ``uses``-th batch is new; the others are drawn from the last ``memory`` batches, for which the teacher's
     answers and what the frozen modules deliver are remembered: half the work of a step, or less.
+    The networks multiply in ``precision`` (see ``fastest_precision``); weights, losses and moves stay float32.
     Where ``minutes`` are too few for ``steps``, the rate falls and the work ends with the time instead, at some cost in
     reproducibility. With ``checkpoint`` the work goes on from that file if it exists, and is saved there now and then.
     """
@@ -82,13 +84,15 @@ def distil(
     for step in bar:
         chance = torch.Generator().manual_seed(seed * 1_000_003 + step)
         if step % uses == 0 or not lessons:
-            lessons.append(_lesson(student, teacher, inputs(batch, chance), features, frozen, focus))
-            lesson = lessons[-1]
+            with multiplying(student, precision):
+                lesson = _lesson(student, teacher, inputs(batch, chance), features, frozen, focus)
+            lessons.append(lesson)
         else:
             lesson = lessons[int(torch.randint(len(lessons), (), generator=chance))]
         with rounding.applied(student) if rounding else nullcontext(), watched(student, features) as got:
-            with replayed(student, frozen, lesson.prefix):
-                loss = divergence(student(lesson.inputs), lesson.goal)
+            with replayed(student, frozen, lesson.prefix), multiplying(student, precision):
+                answer = student(lesson.inputs)
+            loss = divergence(_float32(answer), lesson.goal)
             error = feature_error(got, lesson.features, lesson.focus) if features else torch.zeros(())
             (loss + feature_weight * error).backward()
         used = (time.perf_counter() - start) / (60 * minutes)
@@ -125,13 +129,36 @@ def _lesson(
     focus: Callable[[Any], Tensor] | None,
 ) -> _Lesson:
     with watched(teacher, features) as wanted:
-        goal = teacher(inputs)
+        goal = _float32(teacher(inputs))
     maps = None if focus is None else focus(goal)
     if not frozen:
         return _Lesson(inputs, goal, wanted, maps, None)
     with watched(student, frozen[-1:], stop=True) as got, suppress(_Stop):
         student(inputs)
     return _Lesson(inputs, goal, wanted, maps, got[frozen[-1]])
+
+
+def fastest_precision(device: str | torch.device = "cpu") -> torch.dtype:
+    """bfloat16 where ``device`` has units that multiply matrices of it, else float32.
+
+    On a processor with AMX a step of YOLOv3-tiny's distillation takes half the time, and the teacher's own detections
+    diverge by 0.01 nats a photo from those in float32, where a student's diverge by 2; others emulate it, slower.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    tell = getattr(torch.cpu, "get_capabilities", None)  # older versions of torch lack it
+    return torch.bfloat16 if tell is not None and tell().get("amx_bf16", False) else torch.float32
+
+
+def multiplying(network: nn.Module, precision: torch.dtype) -> torch.autocast:
+    """Inside the block layers multiply in ``precision``, on the device on which the network is."""
+    device = next(network.parameters()).device.type
+    return torch.autocast(device, precision, enabled=precision != torch.float32)
+
+
+def _float32(answer: Any) -> Any:
+    """A network's answer, a tensor or a sequence of them, for sums that need all digits."""
+    return answer.float() if isinstance(answer, Tensor) else [tensor.float() for tensor in answer]
 
 
 @contextmanager
@@ -194,9 +221,10 @@ class _Stop(Exception):
 def feature_error(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], focus: Tensor | None = None) -> Tensor:
     """Σ over features of ‖student - teacher‖² / ‖teacher‖², positions counted by ``focus`` [n, rows, columns]."""
     errors = []
-    for name, wanted in teacher.items():
+    for name, wanted in ((name, feature.float()) for name, feature in teacher.items()):
         weights = 1.0 if focus is None else F.adaptive_max_pool2d(focus[:, None], wanted.shape[2:])
-        errors.append(((student[name] - wanted).square() * weights).mean() / (wanted.square() * weights).mean())
+        error = (student[name].float() - wanted).square() * weights
+        errors.append(error.mean() / (wanted.square() * weights).mean())
     return torch.stack(errors).sum()
 
 

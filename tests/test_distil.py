@@ -50,6 +50,24 @@ def test_the_student_nears_the_teacher_within_its_masks() -> None:
     assert losses[-1] < losses[0]
 
 
+def test_half_precision_multiplies_but_neither_stores_nor_sums() -> None:
+    ends = {}
+    for precision in (torch.float32, torch.bfloat16):
+        student, teacher, masks = pair()
+        before = error(student, teacher)
+        seen: list[torch.dtype] = []
+        hook = student[2].register_forward_hook(lambda *call, seen=seen: seen.append(call[2].dtype))
+        losses = distil(student, teacher, masks, 0, steps=200, features=["1", "3"], precision=precision, **COMMON)
+        hook.remove()
+        assert set(seen) == {precision}
+        assert all(p.dtype == torch.float32 for p in student.parameters())
+        assert all(not weight_of(student.get_submodule(n))[~m].any() for n, m in masks.items())
+        ends[precision] = error(student, teacher)
+        assert losses[-1] < losses[0]
+    assert ends[torch.bfloat16] == pytest.approx(ends[torch.float32], rel=0.2)
+    assert ends[torch.bfloat16] < 0.5 * before
+
+
 @pytest.mark.parametrize("bits", [2, 3])
 def test_training_with_rounding_beats_rounding_afterwards(bits: int) -> None:
     afterwards = within = 0.0
