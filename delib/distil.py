@@ -11,7 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from delib.assess import Divergence
 from delib.records import atomic_path, in_batch
 from delib.recover import hold
 from delib.rounding import Rounding, stored
+from delib.thin import Candidate, Cycle, Thinning
 
 # Count, generator -> that many inputs [count, ...].
 Source = Callable[[int, torch.Generator], Tensor]
@@ -47,6 +49,7 @@ def distil(
     focus: Callable[[Any], Tensor] | None = None,
     average: float = 0.98,
     rounding: Rounding | None = None,
+    thinning: Thinning | None = None,
     frozen: Sequence[str] = (),
     uses: int = 1,
     memory: int = 100,
@@ -65,7 +68,8 @@ def distil(
 
     Weights outside ``masks`` are zeroed at the start and stay zero: the optimizer only knows the others. With
     ``rounding`` every pass sees rounded weights, while the gradients move the unrounded ones (straight-through:
-    Courbariaux et al. 2015, algorithm 1).
+    Courbariaux et al. 2015, algorithm 1). With ``thinning`` survivors grow fewer on the way; ``masks`` then say where
+    it begins, and the student's zeros where it ended. Raises ValueError if it is to be thinned while it is rounded.
 
     Modules named in ``frozen`` do not move: the student's first ones, a chain in running order. With ``uses`` above 1
     only every ``uses``-th batch is new; the others are drawn from the last ``memory`` batches, for which the teacher's
@@ -74,34 +78,38 @@ def distil(
     Where ``minutes`` are too few for ``steps``, the rate falls and the work ends with the time instead, at some cost in
     reproducibility. With ``checkpoint`` the work goes on from that file if it exists, and is saved there now and then.
     """
+    if thinning and rounding:
+        raise ValueError("levels are placed for weights that stay: thin the student first, round it in a later stage")
     path = _Path(student, masks, rate, average, frozen)
-    losses = path.resume(checkpoint, rounding)
+    losses = path.resume(checkpoint, rounding, thinning)
     teacher.eval()
     student.eval()  # statistics of norms are the teacher's
-    start = time.perf_counter()
+    start, used = time.perf_counter(), 0.0
     lessons: deque[_Lesson] = deque(maxlen=memory)
+    compare = partial(_compare, student, divergence, features, frozen, precision)
     bar = tqdm(range(len(losses), steps), initial=len(losses), total=steps, disable=not progress or in_batch())
     for step in bar:
         chance = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        if step % uses == 0 or not lessons:
+        done = max(step / steps, min(used, 1.0))
+        thins = thinning is not None and thinning.due(step, done, path.survivors)
+        if step % uses == 0 or thins or not lessons:
             with multiplying(student, precision):
                 lesson = _lesson(student, teacher, inputs(batch, chance), features, frozen, focus)
             lessons.append(lesson)
         else:
             lesson = lessons[int(torch.randint(len(lessons), (), generator=chance))]
-        with rounding.applied(student) if rounding else nullcontext(), watched(student, features) as got:
-            with replayed(student, frozen, lesson.prefix), multiplying(student, precision):
-                answer = student(lesson.inputs)
-            loss = divergence(_float32(answer), lesson.goal)
-            error = feature_error(got, lesson.features, lesson.focus) if features else torch.zeros(())
+        if thinning and thins:
+            path.thin(thinning, step, done, partial(compare, lesson))
+        with rounding.applied(student) if rounding else nullcontext():
+            loss, error = compare(lesson)
             (loss + feature_weight * error).backward()
-        used = (time.perf_counter() - start) / (60 * minutes)
-        path.step(step, max(step / steps, min(used, 1.0)))
+        path.step(step, done)
         path.learn()
         losses.append((float(loss.detach()), float(error.detach())))
         bar.set_postfix(divergence=f"{losses[-1][0]:.3f}", features=f"{losses[-1][1]:.3f}", refresh=False)
         if checkpoint and (step % 50 == 49 or step == steps - 1):
-            path.save(checkpoint, losses, rounding)
+            path.save(checkpoint, losses, rounding, thinning)
+        used = (time.perf_counter() - start) / (60 * minutes)
         if used >= 1:
             break
     path.finish()
@@ -138,16 +146,36 @@ def _lesson(
     return _Lesson(inputs, goal, wanted, maps, got[frozen[-1]])
 
 
+def _compare(
+    student: nn.Module,
+    divergence: Divergence,
+    features: Sequence[str],
+    frozen: Sequence[str],
+    precision: torch.dtype,
+    lesson: _Lesson,
+) -> tuple[Tensor, Tensor]:
+    """The student's divergence from its teacher, and the error of its features, on the lesson's inputs."""
+    with watched(student, features) as got, replayed(student, frozen, lesson.prefix), multiplying(student, precision):
+        answer = student(lesson.inputs)
+    error = feature_error(got, lesson.features, lesson.focus) if features else torch.zeros(())
+    return divergence(_float32(answer), lesson.goal), error
+
+
 def fastest_precision(device: str | torch.device = "cpu") -> torch.dtype:
     """bfloat16 where ``device`` has units that multiply matrices of it, else float32.
 
-    On a processor with AMX a step of YOLOv3-tiny's distillation takes half the time, and the teacher's own detections
-    diverge by 0.01 nats a photo from those in float32, where a student's diverge by 2; others emulate it, slower.
+    On a processor with AMX or AVX-512's bfloat16 a step of YOLOv3-tiny's distillation takes half the time, and the
+    teacher's own detections diverge by 0.01 nats a photo from those in float32, where a student's diverge by 2. Others
+    emulate it, slower.
     """
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    tell = getattr(torch.cpu, "get_capabilities", None)  # older versions of torch lack it
-    return torch.bfloat16 if tell is not None and tell().get("amx_bf16", False) else torch.float32
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch lack it
+    return (
+        torch.bfloat16
+        if {"amx_bf16", "avx512_bf16"} & {unit for unit, there in tell().items() if there}
+        else torch.float32
+    )
 
 
 def multiplying(network: nn.Module, precision: torch.dtype) -> torch.autocast:
@@ -248,20 +276,27 @@ class _Path:
         still = tuple(f"{name}." for name in frozen)
         self.moving: list[nn.Parameter] = []
         self.places: list[Tensor] = []  # of the values among a parameter's, in the order of memory
+        self.layers: dict[str, int] = {}  # those with a mask: which of the moving parameters is their weight
         hold(student, masks)
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(not name.startswith(still))
             if parameter.requires_grad:
                 layer, _, kind = name.rpartition(".")
                 alive = masks.get(layer) if kind == "weight" else None
-                alive = torch.ones_like(parameter, dtype=torch.bool) if alive is None else alive
+                if alive is None:
+                    alive = torch.ones_like(parameter, dtype=torch.bool)
+                else:
+                    self.layers[layer] = len(self.moving)
                 self.places.append(stored(torch.empty_like(parameter, dtype=torch.bool).copy_(alive)).nonzero()[:, 0])
                 self.moving.append(parameter)
         self.sizes = [_sizes(p.detach())[place] for p, place in zip(self.moving, self.places, strict=True)]
-        self.values = self._packed()
-        self.optimizer = torch.optim.Adam(self.values, lr=rate, betas=(0.9, 0.99), fused=True)
-        self.mean = [value.clone() for value in self.values]
         self.count = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.values = self._packed()
+        self.optimizer = torch.optim.Adam(self.values, lr=self.rate, betas=(0.9, 0.99), fused=True)
+        self.mean = [value.clone() for value in self.values]
 
     def _packed(self) -> list[Tensor]:
         members = zip(self.moving, self.places, self.sizes, strict=True)
@@ -287,6 +322,39 @@ class _Path:
         weight = max(1 - self.average, 1 / self.count)
         torch._foreach_lerp_(self.mean, self.values, weight)
 
+    @property
+    def survivors(self) -> int:
+        """How many weights of layers with a mask are left."""
+        return sum(len(self.values[i]) for i in self.layers.values())
+
+    @torch.no_grad()
+    def thin(self, thinning: Thinning, step: int, done: float, compare: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Let one of the proposed candidate sets go: that after which ``compare`` tells of the least divergence."""
+        values = {name: self.values[i] for name, i in self.layers.items()}
+        slopes = {name: self.optimizer.state[value]["exp_avg_sq"] for name, value in values.items()}
+        keep, divergences = thinning.fewer(done, self.survivors), {}
+        candidates = thinning.candidates(values, slopes, keep)
+        for name, candidate in candidates.items():
+            self._zero(candidate)
+            divergences[name] = float(compare()[0])
+            self._put(self.values)
+        self._let_go(candidates[thinning.select(step, keep, divergences)])
+
+    def _zero(self, candidate: Candidate) -> None:
+        for name, alive in candidate.items():
+            stored(self.moving[self.layers[name]].detach())[self.places[self.layers[name]][~alive]] = 0
+
+    def _let_go(self, candidate: Candidate) -> None:
+        self._zero(candidate)
+        for name, alive in candidate.items():
+            i = self.layers[name]
+            old, self.values[i] = self.values[i], self.values[i][alive]
+            for several in (self.places, self.sizes, self.mean):
+                several[i] = several[i][alive]
+            state = self.optimizer.state.pop(old)
+            self.optimizer.state[self.values[i]] = {k: v[alive] if v.dim() else v for k, v in state.items()}
+            self.optimizer.param_groups[0]["params"][i] = self.values[i]
+
     @torch.no_grad()
     def finish(self) -> None:
         """Go to the average."""
@@ -294,8 +362,13 @@ class _Path:
         for parameter in self.student.parameters():
             parameter.requires_grad_(True)
 
-    def save(self, file: Path, losses: list[tuple[float, float]], rounding: Rounding | None) -> None:
+    def save(
+        self, file: Path, losses: list[tuple[float, float]], rounding: Rounding | None, thinning: Thinning | None
+    ) -> None:
         state = {
+            "cycles": [asdict(cycle) for cycle in thinning.cycles] if thinning else [],
+            "begin": thinning.begin if thinning else 0,
+            "places": self.places,
             "levels": {name: torch.from_numpy(levels) for name, levels in rounding.levels.items()} if rounding else {},
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -306,18 +379,22 @@ class _Path:
         with atomic_path(file) as temporary:
             torch.save(state, temporary)
 
-    def resume(self, file: Path | None, rounding: Rounding | None) -> list[tuple[float, float]]:
+    def resume(
+        self, file: Path | None, rounding: Rounding | None, thinning: Thinning | None
+    ) -> list[tuple[float, float]]:
         """Go on from a file, if it is there. Returns the losses so far."""
         if file is None or not file.is_file():
             return []
         state: dict[str, Any] = torch.load(file, weights_only=True)
         self.student.load_state_dict(state["student"])
-        self.mean, self.sizes = state["mean"], state["sizes"]
-        for value, loaded in zip(self.values, self._packed(), strict=True):
-            value.copy_(loaded)
+        self.places, self.sizes = state["places"], state["sizes"]
+        self._begin()
+        self.mean = state["mean"]
         self.optimizer.load_state_dict(state["optimizer"])
         if rounding:
             rounding.levels = {name: levels.numpy() for name, levels in state["levels"].items()}
+        if thinning:
+            thinning.cycles, thinning.begin = [Cycle(**cycle) for cycle in state["cycles"]], state["begin"]
         self.count = len(state["losses"])
         return list(state["losses"])
 
