@@ -15,23 +15,29 @@ from delib.darknet import Head
 Focus = Callable[[Sequence[Tensor]], Tensor]
 FLOOR = 0.1  # what a position without any object counts: on a photo of COCO all of them then weigh about half
 BOX_WEIGHT = 4.0  # makes a box's error weigh about as much as its classes' on YOLOv3-tiny
+# What classes count where a teacher sees nothing, in recovery on few photos. How it tells kinds apart shows in its
+# doubts on the background too, also of kinds that no photo holds. With ten times as much classes come out better still,
+# but objectness a third worse.
+BACKGROUND = 0.004
 
 
-def detection_divergence(heads: Sequence[Head]) -> Divergence:
+def detection_divergence(heads: Sequence[Head], background: float = 0.0) -> Divergence:
     """A divergence of raw outputs, one tensor a head (see ``Head``), in nats a photo.
 
     Every anchor in every cell adds the Kullback-Leibler divergence of its objectness; weighted by the teacher's
     objectness it also adds that of each class and the squared error of its box: what is no object has no class.
+    ``background`` is added to the classes' weight everywhere: none where a student is measured, ``BACKGROUND`` where it
+    learns.
     """
 
     def divergence(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        sums = [_head_sum(head, s, t) for head, s, t in zip(heads, student, teacher, strict=True)]
+        sums = [_head_sum(head, s, t, background) for head, s, t in zip(heads, student, teacher, strict=True)]
         return torch.stack(sums).sum() / len(teacher[0])
 
     return divergence
 
 
-def _head_sum(head: Head, student: Tensor, teacher: Tensor) -> Tensor:
+def _head_sum(head: Head, student: Tensor, teacher: Tensor, background: float) -> Tensor:
     """One head's divergence, summed over photos, anchors and cells."""
     n, _, rows, columns = teacher.shape
     shape = (n, len(head.anchors), 5 + head.classes, rows, columns)
@@ -41,7 +47,7 @@ def _head_sum(head: Head, student: Tensor, teacher: Tensor) -> Tensor:
     boxes = boxes + (s[:, :, 2:4] - t[:, :, 2:4]).square().sum(2)
     classes = bernoulli_kl(s[:, :, 5:], t[:, :, 5:]).sum(2)
     objectness = bernoulli_kl(s[:, :, 4], t[:, :, 4])
-    return (objectness + present * (classes + BOX_WEIGHT * boxes)).sum()
+    return (objectness + (present + background) * classes + present * BOX_WEIGHT * boxes).sum()
 
 
 def focus(heads: Sequence[Head], floor: float = FLOOR) -> Focus:

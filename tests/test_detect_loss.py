@@ -22,7 +22,8 @@ def test_zero_where_they_agree_and_positive_elsewhere() -> None:
     assert float(divergence(outputs(1), outputs(0))) > 0.1
 
 
-def test_it_is_the_sum_over_cells_written_out() -> None:
+@pytest.mark.parametrize("background", [0.0, 0.3])
+def test_it_is_the_sum_over_cells_written_out(background: float) -> None:
     def sigmoid(x: float) -> float:
         return 1 / (1 + math.exp(-x))
 
@@ -40,8 +41,9 @@ def test_it_is_the_sum_over_cells_written_out() -> None:
                         box = sum((sigmoid(s[i]) - sigmoid(t[i])) ** 2 for i in (0, 1))
                         box += sum((s[i] - t[i]) ** 2 for i in (2, 3))
                         classes = sum(kl(s[i], t[i]) for i in (5, 6, 7))
-                        total += kl(s[4], t[4]) + sigmoid(t[4]) * (classes + BOX_WEIGHT * box)
-    assert float(detection_divergence(HEADS)(student, teacher)) == pytest.approx(total / 2, rel=1e-4)
+                        present = sigmoid(t[4])
+                        total += kl(s[4], t[4]) + (present + background) * classes + present * BOX_WEIGHT * box
+    assert float(detection_divergence(HEADS, background)(student, teacher)) == pytest.approx(total / 2, rel=1e-4)
 
 
 def test_boxes_and_classes_where_the_teacher_sees_nothing_do_not_count() -> None:
@@ -52,6 +54,7 @@ def test_boxes_and_classes_where_the_teacher_sees_nothing_do_not_count() -> None
     for head, raw in zip(HEADS, student, strict=True):
         raw.view(2, len(head.anchors), 8, *raw.shape[2:])[:, :, [0, 2, 5]] += 1
     assert float(detection_divergence(HEADS)(student, teacher)) < 1e-6
+    assert float(detection_divergence(HEADS, background=0.1)(student, teacher)) > 0.01  # then classes do
 
 
 def test_extreme_logits_stay_finite_and_have_gradients() -> None:
