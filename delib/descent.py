@@ -25,7 +25,7 @@ class Descent:
 
     ``values`` are the survivors of every moving parameter, packed: at 90% sparsity a tenth of the optimizer's work.
     They are in units of ``sizes``, the root mean square of the weights of the same output: where norms are folded,
-    outputs differ in scale by far. ``masks``, ``rate``, ``average`` and ``frozen`` are those of ``distil``.
+    outputs differ in scale by far. All but ``student`` are parameters of ``distil``.
     """
 
     def __init__(
@@ -35,8 +35,9 @@ class Descent:
         rate: float,
         average: float,
         frozen: Sequence[str],
+        horizon: int,
     ) -> None:
-        self.student, self.rate, self.average = student, rate, average
+        self.student, self.rate, self.average, self.horizon = student, rate, average, horizon
         still = tuple(f"{name}." for name in frozen)
         self.moving: list[nn.Parameter] = []
         self.places: list[Tensor] = []  # of the values among a parameter's, in the order of memory
@@ -59,7 +60,7 @@ class Descent:
 
     def _begin(self) -> None:
         self.values = self._packed()
-        self.optimizer = torch.optim.Adam(self.values, lr=self.rate, betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.Adam(self.values, lr=self.rate, betas=(0.9, 1 - 1 / self.horizon), fused=True)
         self.mean = [value.clone() for value in self.values]
 
     def _packed(self) -> list[Tensor]:

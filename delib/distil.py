@@ -46,6 +46,7 @@ def distil(
     feature_weight: float = 1.0,
     focus: Callable[[Any], Tensor] | None = None,
     average: float = 0.98,
+    horizon: int = 100,
     rounding: Rounding | None = None,
     thinning: Thinning | None = None,
     frozen: Sequence[str] = (),
@@ -62,7 +63,9 @@ def distil(
     of the modules named in ``features``, summed. ``focus`` says, from the teacher's outputs, how much the positions of
     features [n, channels, rows, columns] count: [n, rows, columns] at any resolution; all alike by default. Adam moves
     each weight by ``rate`` of the root mean square of its output's weights a step, falling to zero along a half cosine.
-    The student ends as the exponential average of its path (decay ``average``).
+    The student ends as the exponential average of its path (decay ``average``). Adam's mean squared gradients reach
+    back ``horizon`` steps. Thinning reads from them what a weight is worth: where it is to keep weights for kinds of
+    things that few inputs hold, it needs several hundred; a short run without it does not.
 
     Weights outside ``masks`` are zeroed at the start and stay zero: the optimizer only knows the others. With
     ``rounding`` every pass sees rounded weights, while the gradients move the unrounded ones (straight-through:
@@ -78,7 +81,7 @@ def distil(
     """
     if thinning and rounding:
         raise ValueError("levels are placed for weights that stay: thin the student first, round it in a later stage")
-    path = Descent(student, masks, rate, average, frozen)
+    path = Descent(student, masks, rate, average, frozen, horizon)
     losses = path.resume(checkpoint, rounding, thinning)
     teacher.eval()
     student.eval()  # statistics of norms are the teacher's

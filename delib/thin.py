@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 
 # A layer's survivors in units of their outputs' weights, and their gradients' mean squares in that unit, both [n]
-# -> how much each is worth. Magnitude alone; the expected change of the loss by its curvature as squared gradients
-# give it (optimal brain damage: LeCun, Denker and Solla 1989, eq. 5); and between the two, since on gradients of few
-# inputs squares exaggerate what they differ by.
+# -> how much each is worth.
 Criterion = Callable[[Tensor, Tensor], Tensor]
-CRITERIA: dict[str, Criterion] = {
-    "magnitude": lambda value, _: value.abs(),
-    "curvature": lambda value, slope: value.square() * slope,
-    "between": lambda value, slope: value.square() * slope.sqrt(),
-}
+
+
+def worth(exponent: float) -> Criterion:
+    """value² · slope^exponent: with 0 magnitude alone, with 1 the expected change of the loss by its curvature as
+    squared gradients give it (optimal brain damage: LeCun, Denker and Solla 1989, eq. 5). On gradients of few inputs
+    squares exaggerate what they differ by, hence all that lies between."""
+    return lambda value, slope: value.square() * slope.pow(exponent)
+
+
+# On YOLOv3-tiny 0.5 caused less divergence than both ends in each of 108 cycles, 0.35 less than 0.2 and 0.5 in 9 of 10.
+BETWEEN = (0.2, 0.3, 0.4, 0.5)
+CRITERIA = {"magnitude": worth(0)} | {f"exponent {e}": worth(e) for e in BETWEEN} | {"curvature": worth(1)}
 # For each layer its survivors (True) among its present ones [n].
 Candidate = dict[str, Tensor]
 
@@ -68,9 +73,9 @@ class Thinning:
         """Each criterion's set: all but the ``keep`` survivors of most worth; ``values``, ``slopes`` by layer [n]."""
         sets = {}
         for name, criterion in self.criteria.items():
-            worth = torch.cat([criterion(values[layer], slopes[layer]) for layer in values])
-            alive = torch.zeros_like(worth, dtype=torch.bool)
-            alive[worth.topk(keep).indices] = True
+            worths = torch.cat([criterion(values[layer], slopes[layer]) for layer in values])
+            alive = torch.zeros_like(worths, dtype=torch.bool)
+            alive[worths.topk(keep).indices] = True
             sets[name] = dict(zip(values, alive.split([len(value) for value in values.values()]), strict=True))
         return sets
 
