@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ SCALES = (0.75, 1.9)  # size of a view's content against a letterboxed photo's
 SHIFT = 0.5  # how far a crop's centre may lie from the middle of what there is to choose from, 0..0.5
 COLOUR = 0.25  # brightness, contrast and saturation vary by this share, the colours' balance by a fourth of it
 MOSAIC = 0.25  # share of views that are put together from four photos
+COMMON = 0.4  # share of photos from which on a kind of thing is shown no oftener than it occurs
 
 
 class Views:
@@ -55,6 +58,17 @@ class Views:
         )
         canvas[:, top : top + h, left : left + w] = content[:, y : y + h, x : x + w]
         return canvas
+
+
+def repeats(kinds: Sequence[Collection[int]], common: float = COMMON) -> list[int]:
+    """How many times a photo is to be among those that views are taken of, from the ``kinds`` of things on each.
+
+    With f the share of photos that hold the rarest kind on this one: √(common / f), rounded, at least 1 (the repeat
+    factors of Gupta, Dollár and Girshick 2019, LVIS). Else a student of few photos learns people and forgets the rest.
+    """
+    holding = Counter(kind for several in kinds for kind in set(several))
+    rarest = [min((holding[kind] / len(kinds) for kind in several), default=1.0) for several in kinds]
+    return [max(1, round(math.sqrt(common / share))) for share in rarest]
 
 
 def coloured(image: Tensor, chance: torch.Generator) -> Tensor:

@@ -1,9 +1,11 @@
 """Views: right sizes, in range, repeatable, different from each other, and made of the photos."""
 
+import math
+
 import pytest
 import torch
 
-from delib.views import Views, coloured
+from delib.views import Views, coloured, repeats
 
 CHANCE = torch.Generator()
 PHOTOS = [torch.full((3, 30, 50), 255, dtype=torch.uint8), torch.zeros(3, 90, 20, dtype=torch.uint8)]
@@ -43,3 +45,14 @@ def test_colours_vary_but_stay_near() -> None:
 def test_no_photos_is_said() -> None:
     with pytest.raises(ValueError, match="got none"):
         Views([], (64,))
+
+
+def test_rare_kinds_are_repeated_and_common_ones_are_not() -> None:
+    kinds = [[0]] * 60 + [[]] * 37 + [[0, 1], [2, 2], [1, 3]]  # of 100 photos 61 hold kind 0, 2 kind 1, 1 each 2 and 3
+    times = repeats(kinds, common=0.4)
+    assert times[:97] == [1] * 97
+    assert times[97:] == [round(math.sqrt(0.4 / 0.02)), round(math.sqrt(0.4 / 0.01)), round(math.sqrt(0.4 / 0.01))]
+
+
+def test_each_photo_is_shown_even_if_nothing_is_on_any() -> None:
+    assert repeats([[], []]) == [1, 1]
