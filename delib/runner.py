@@ -27,8 +27,8 @@ AROUND = ("__main__", "claims", "cli", "pages", "parameters", "report", "runner"
 PROTECTED = (*PROFILES, "reference")
 
 
-# Notebooks that run at a time. Each keeps to one thread, and two cores are what a laptop has at least: a third notebook
-# keeps both of them busy until the end.
+# Notebooks that run at a time. Each then keeps to one thread on a laptop's cores, of which there are two at least: a
+# third notebook keeps both of them busy until the end.
 JOBS = 3
 
 
@@ -122,10 +122,10 @@ def run_all(
     hears the outcome of each as it comes: done, up to date or stopped. If some stop, the others are still finished,
     and the first stopped one's error is raised.
     """
-    paths = sequence()
+    paths, threads = sequence(), max(1, (os.cpu_count() or 1) // jobs)
     with (
         tempfile.TemporaryDirectory(prefix="delib-", ignore_cleanup_errors=True) as temporary,
-        ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (temporary,)) as pool,
+        ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (temporary, threads)) as pool,
     ):
         runs = {pool.submit(run, path, profile, force=force): path.stem for path in _longest_first(paths)}
         try:
@@ -148,11 +148,13 @@ def _longest_first(paths: list[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: seconds.get(path.stem, math.inf), reverse=True)
 
 
-def _begin_worker(temporary: str) -> None:
+def _begin_worker(temporary: str, threads: int) -> None:
     """A terminal's interrupt reaches every process: the parent alone answers it, by ending the others.
 
-    What they leave in the folder of temporary files, the parent removes.
+    What they leave in the folder of temporary files, the parent removes. Their kernels take ``threads`` cores each,
+    unless a notebook or the caller's environment says how many.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tempfile.tempdir = temporary
 

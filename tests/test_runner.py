@@ -212,6 +212,18 @@ def test_the_sequence_runs_side_by_side_and_a_stopped_one_holds_up_no_other(proj
     assert sorted(heard) == [("00_a", "up to date"), ("01_c", "stopped"), ("02_b", "up to date")]
 
 
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_notebooks_that_run_side_by_side_share_the_cores(
+    project: Any, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = 'int(os.environ["OMP_NUM_THREADS"])'
+    project.notebook("10_toy", RECORD.replace("epochs}", threads + "}"))
+    (result,) = runner.run_all("quick", jobs=jobs)
+    metrics = json.loads(result.record.read_text())["metrics"]
+    assert metrics == {"toy.epochs": max(1, (os.cpu_count() or 1) // jobs)}
+
+
 def test_the_longest_notebooks_of_the_reference_start_first(project: Any) -> None:
     for name in ("00_a", "01_b", "02_c"):
         project.notebook(name, RECORD.replace("10_toy", name).replace("epochs}", "seed}"))
