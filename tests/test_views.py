@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from delib.views import Views, coloured, repeats
+from delib.views import Views, blended, coloured, repeats
 
 CHANCE = torch.Generator()
 PHOTOS = [torch.full((3, 30, 50), 255, dtype=torch.uint8), torch.zeros(3, 90, 20, dtype=torch.uint8)]
@@ -40,6 +40,22 @@ def test_colours_vary_but_stay_near() -> None:
     image = torch.rand(3, 16, 16, generator=CHANCE.manual_seed(3))
     changed = coloured(image, CHANCE.manual_seed(4))
     assert 0.001 < (changed - image).abs().mean() < 0.25
+
+
+def test_through_some_views_the_one_before_shows() -> None:
+    views = torch.arange(400.0).view(400, 1, 1, 1).expand(400, 3, 2, 2)
+    through = (views - blended(views, 0.5, CHANCE.manual_seed(0)))[1:]  # the view before differs by 1
+    assert torch.equal(through, through[:, :1, :1, :1].expand_as(through))
+    shares = through[:, 0, 0, 0]
+    assert float(shares.min()) == 0 and float(shares.max()) <= 0.5
+    assert 0.4 < float((shares > 0).float().mean()) < 0.6
+    assert torch.equal(blended(views, 0.0, CHANCE), views)
+
+
+def test_views_blend_if_asked_to() -> None:
+    plain, mixed = (Views(PHOTOS, (64,), blend=blend)(4, CHANCE.manual_seed(1)) for blend in (0.0, 1.0))
+    assert not torch.equal(plain, mixed)
+    assert float(mixed.min()) >= 0 and float(mixed.max()) <= 1
 
 
 def test_no_photos_is_said() -> None:
