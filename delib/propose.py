@@ -45,7 +45,7 @@ class Site:
 
     @cached_property
     def importance(self) -> Tensor:
-        return torch.ones(len(self.weight)) if self.measure_importance is None else self.measure_importance()
+        return self.weight.new_ones(len(self.weight)) if self.measure_importance is None else self.measure_importance()
 
     def after(self, weight: Tensor, bias: Tensor | None, alive: Tensor) -> Site:
         """The same site once its weights have changed; its inputs, and so its moments, are what they were."""

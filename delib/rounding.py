@@ -79,9 +79,9 @@ class Rounding:
         row, codebook = self.places[name][1], torch.from_numpy(self.levels[name]).to(values.device)
         scales = values.new_ones(len(values))
         if self.scaled:
-            squares = torch.zeros(rows, dtype=torch.float64).index_add_(0, row, values.double().square())
+            squares = values.new_zeros(rows, dtype=torch.float64).index_add_(0, row, values.double().square())
             sizes = (squares / torch.bincount(row, minlength=rows).clamp(min=1)).sqrt()
-            scales = torch.from_numpy(as_scales(sizes.numpy())).float()[row]
+            scales = torch.from_numpy(as_scales(sizes.cpu().numpy())).to(values)[row]
         middles = (codebook[1:].double() + codebook[:-1]) / 2
         return codebook[torch.bucketize((values / scales).double(), middles)] * scales
 
