@@ -1,6 +1,4 @@
-"""A compressed detector from its file, measured on the same photos: by torch, and by OpenCV as exported weights.
-
-A third time without the votes on boxes (``delib.detect.voted``), to compare with what does not vote.
+"""A compressed detector from its file, measured twice on the same photos: by torch, and by OpenCV as exported weights.
 
 Prints one JSON document. ``make bench`` runs it on the sample photos, which show that it works; name a folder of photos
 that the student never saw for numbers that mean something:
@@ -17,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -41,9 +38,9 @@ def main(args: argparse.Namespace) -> dict[str, object]:
     held = Quantized(encode.read(args.student))
     seconds: dict[str, float] = {}
 
-    def found(name: str, network: Detector, **options: Any) -> list[Detections]:
+    def found(name: str, network: Detector, batch: int = 8) -> list[Detections]:
         start = time.perf_counter()
-        detections = detect(network, pictures, threshold=LEAST, **options)
+        detections = detect(network, pictures, threshold=LEAST, batch=batch)
         seconds[name] = round(time.perf_counter() - start, 1)
         return detections
 
@@ -53,10 +50,7 @@ def main(args: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "student.weights"
         export_darknet(student.state_dict(), weights)
-        witness = OpenCV(args.network, weights)
-        marks["opencv"] = scores(pictures, wanted, found("opencv", witness, batch=1), labels)
-    plain = found("teacher_unvoted", teacher, vote=None), found("torch_unvoted", student, vote=None)
-    marks["unvoted"] = scores(pictures, *plain, labels)
+        marks["opencv"] = scores(pictures, wanted, found("opencv", OpenCV(args.network, weights), 1), labels)
     return {
         "photos": len(photos),
         "student": {

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms
 
 
 class Detector(Protocol):
@@ -119,19 +119,6 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float, overlap: float, li
     return Detections(boxes[box[kept]], confident[kept], cls[kept]), box[kept]
 
 
-def voted(found: Detections, places: Tensor, boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
-    """The boxes [n, 4] of what ``suppress`` found, each averaged over all candidates that point at the same object.
-
-    Of the candidates, ``boxes`` [boxes, 4] and ``scores`` [boxes, classes], those count whose intersection over union
-    with the found box is at least ``overlap``, each by its confidence in the found class: box voting (Gidaris and
-    Komodakis 2015, section 5). ``places`` [n] are the found boxes' own indices.
-    """
-    near = box_iou(found.boxes, boxes) >= overlap
-    near[torch.arange(len(places)), places] = True  # a box without area overlaps nothing, not even itself
-    votes = near * scores.T[found.classes].clamp(min=1e-30)
-    return votes @ boxes / votes.sum(1, keepdim=True)
-
-
 @torch.no_grad()
 def detect(
     network: Detector,
@@ -140,7 +127,6 @@ def detect(
     size: tuple[int, int] | None = None,
     threshold: float = 0.25,
     overlap: float = 0.45,
-    vote: float | None = 0.6,
     limit: int = 100,
     batch: int = 8,
 ) -> list[Detections]:
@@ -148,10 +134,7 @@ def detect(
 
     ``size`` (height, width) of the network's input: multiples of its largest stride; by default the network's own.
     ``threshold`` is the least confidence (use 0.001 for average precision), ``overlap`` that of ``suppress`` (0.45
-    as in darknet), ``vote`` that of ``voted`` (None: the boxes as the network gives them), ``limit`` the most
-    detections a photo (100 as in COCO's rules), ``batch`` how many photos at once. Votes at 0.6 raise the average
-    precision, on 128 training photos of COCO from .149 to .157 for YOLOv3-tiny and from .121 to .127 for its 90%
-    student, and bring the two's boxes closer together (mean IoU of confident objects .861 to .874).
+    as in darknet), ``limit`` the most detections a photo (100 as in COCO's rules), ``batch`` how many photos at once.
     """
     size = size or network.size
     training = network.training
@@ -166,8 +149,6 @@ def detect(
             boxes, scores = (tensor.cpu() for tensor in network.decode(outputs, size))
             for i, placement in enumerate(placements):
                 one, places = suppress(boxes[i], scores[i], threshold, overlap, limit)
-                if vote is not None:
-                    one = replace(one, boxes=voted(one, places, boxes[i], scores[i], vote))
                 one = replace(one, boxes=placement.back(one.boxes))
                 if getattr(network, "has_masks", False):
                     logits = network.masks(outputs, i, places)  # type: ignore[attr-defined]

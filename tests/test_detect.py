@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from delib.coco import Labels
 from delib.compare import average_precision, compare, match
-from delib.detect import Detections, detect, letterbox, suppress, voted
+from delib.detect import Detections, detect, letterbox, suppress
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -77,23 +77,6 @@ def test_suppression_takes_the_most_confident_of_too_many() -> None:
     assert places.tolist() == list(range(399, 389, -1))
 
 
-@given(st.integers(0, 10_000), st.integers(1, 25))
-@settings(max_examples=60, deadline=None)
-def test_voting_agrees_with_plain_loops(seed: int, n: int) -> None:
-    g = torch.Generator().manual_seed(seed)
-    boxes, scores = random_detections(seed, n).boxes, torch.rand(n, 3, generator=g)
-    boxes[0, 2:] = boxes[0, :2]  # a box without area
-    scores[0] = 1
-    found, places = suppress(boxes, scores, 0.3, 0.45, 1000)
-    got = voted(found, places, boxes, scores, 0.6)
-    for box, cls, place in zip(got, found.classes.tolist(), places.tolist(), strict=True):
-        near = [b for b in range(n) if b == place or iou(boxes[b].tolist(), boxes[place].tolist()) >= 0.6]
-        total = sum(float(scores[b, cls]) for b in near)
-        for side in range(4):
-            mean = sum(float(scores[b, cls]) * float(boxes[b, side]) for b in near) / total
-            assert float(box[side]) == pytest.approx(mean, abs=1e-4)
-
-
 class Spots(nn.Module):
     """Finds one box of class 1 wherever the photo is white, as confident as the white is bright."""
 
@@ -127,25 +110,6 @@ def test_detections_come_in_the_photos_own_pixels_for_any_batch() -> None:
             assert torch.allclose(one.boxes, torch.tensor([box]).float(), atol=4)
     assert network.training
     assert detect(network, []) == []
-
-
-def test_duplicates_move_the_box_that_stays_and_nothing_else() -> None:
-    class Twice(Spots):
-        """... and once more a little to the right, half as confident."""
-
-        def decode(self, outputs: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-            boxes, scores = super().decode(outputs, size)
-            return torch.cat([boxes, boxes + torch.tensor([3.0, 0, 3, 0])], 1), torch.cat([scores, scores / 2], 1)
-
-    photo = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    photo[:, 4:24, 2:22] = 255
-    for threshold in (0.25, 0.75):  # what is not shown votes all the same
-        (as_given,) = detect(Twice(), [photo], threshold=threshold, vote=None)
-        (moved,) = detect(Twice(), [photo], threshold=threshold)
-        assert as_given.boxes.tolist() == [[2, 4, 22, 24]]
-        assert moved.boxes.tolist() == [pytest.approx([3, 4, 23, 24])]
-        assert torch.equal(moved.scores, as_given.scores)
-        assert torch.equal(moved.classes, as_given.classes)
 
 
 def loops(teacher: Detections, student: Detections, at: float, confident: float) -> list[int]:
