@@ -21,23 +21,23 @@ BOX_WEIGHT = 4.0  # makes a box's error weigh about as much as its classes' on Y
 BACKGROUND = 0.004
 
 
-def detection_divergence(heads: Sequence[Head], background: float = 0.0) -> Divergence:
+def detection_divergence(heads: Sequence[Head], background: float = 0.0, boxes: float = BOX_WEIGHT) -> Divergence:
     """A divergence of raw outputs, one tensor a head (see ``Head``), in nats a photo.
 
     Every anchor in every cell adds the Kullback-Leibler divergence of its objectness; weighted by the teacher's
     objectness it also adds that of each class and the squared error of its box: what is no object has no class.
     ``background`` is added to the classes' weight everywhere: none where a student is measured, ``BACKGROUND`` where it
-    learns.
+    learns. ``boxes`` is the weight of the boxes' errors; where a student learns, more of it makes its outlines better.
     """
 
     def divergence(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        sums = [_head_sum(head, s, t, background) for head, s, t in zip(heads, student, teacher, strict=True)]
+        sums = [_head_sum(head, s, t, background, boxes) for head, s, t in zip(heads, student, teacher, strict=True)]
         return torch.stack(sums).sum() / len(teacher[0])
 
     return divergence
 
 
-def _head_sum(head: Head, student: Tensor, teacher: Tensor, background: float) -> Tensor:
+def _head_sum(head: Head, student: Tensor, teacher: Tensor, background: float, box_weight: float) -> Tensor:
     """One head's divergence, summed over photos, anchors and cells."""
     n, _, rows, columns = teacher.shape
     shape = (n, len(head.anchors), 5 + head.classes, rows, columns)
@@ -47,7 +47,7 @@ def _head_sum(head: Head, student: Tensor, teacher: Tensor, background: float) -
     boxes = boxes + (s[:, :, 2:4] - t[:, :, 2:4]).square().sum(2)
     classes = bernoulli_kl(s[:, :, 5:], t[:, :, 5:]).sum(2)
     objectness = bernoulli_kl(s[:, :, 4], t[:, :, 4])
-    return (objectness + (present + background) * classes + present * BOX_WEIGHT * boxes).sum()
+    return (objectness + (present + background) * classes + present * box_weight * boxes).sum()
 
 
 def focus(heads: Sequence[Head], floor: float = FLOOR) -> Focus:

@@ -9,18 +9,23 @@ Chawla et al. 2021). No label and no further photo is needed. To the eye they ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from delib.darknet import Darknet
 from delib.distil import multiplying
+from delib.records import in_batch
+from delib.views import Views
 
 EACH = 4  # things a picture at most: as many as fit without overlapping
+SIDE, AT_ONCE = 320, 16  # an album's pictures: pixels of a side, and how many are redrawn together
 SHAKE = 6  # pixels by which a picture shifts at random between two steps, so that nothing hangs on single pixels
 # What weighs beside the things: how far statistics are from those of photos, and how rough the picture is.
 STATISTICS, ROUGHNESS = 0.1, 0.002
@@ -50,6 +55,30 @@ class Things:
             at = (picture[here], anchor[here], slice(None), row[here], column[here])
             answer = answer.index_copy(0, here, raw.unflatten(1, (-1, values))[at])
         return answer
+
+
+def album(
+    network: Darknet,
+    photos: Sequence[Tensor],
+    kinds: Sequence[Collection[int]],
+    count: int,
+    seed: int,
+    precision: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """``count`` pictures, uint8 RGB [3, 320, 320], imagined over random crops of ``photos`` (uint8, of any size).
+
+    ``kinds`` are those of the things on each photo. A kind that n photos hold is drawn with odds 1/√(1 + n), so that
+    those which photos lack come most often, and none comes alone. Sixteen take half a minute of two cores.
+    """
+    holding = Counter(kind for several in kinds for kind in set(several))
+    odds = torch.tensor([1 / math.sqrt(1 + holding[kind]) for kind in range(network.heads[0].classes)])
+    views, chance = Views(photos, [SIDE]), torch.Generator().manual_seed(seed)
+    pictures: list[Tensor] = []
+    for start in tqdm(range(0, count, AT_ONCE), disable=in_batch()):
+        crops = torch.stack([views.part(SIDE, SIDE, chance) for _ in range(min(AT_ONCE, count - start))])
+        redrawn, _ = imagined(network, crops, odds, chance, precision=precision)
+        pictures += list((255 * redrawn).round().byte())
+    return pictures
 
 
 def imagined(

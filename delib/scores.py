@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from delib.coco import Labels
-from delib.compare import average_precision, compare
+from delib.compare import average_precision, compare, match
 from delib.detect import Detections
 from delib.segment import mask_agreement, with_masks
 
@@ -30,7 +30,8 @@ def scores(
     shown = [found.above(SHOWN) for found in teacher], [found.above(SHOWN) for found in student]
     result = compare(*shown)
     objects = [found[found.scores > CONFIDENT] for found in shown[0]]
-    agreement = mask_agreement(with_masks(photos, objects)[0], with_masks(photos, shown[1])[0])
+    finders = [found[_finding(these, found)] for these, found in zip(objects, shown[1], strict=True)]
+    agreement = mask_agreement(with_masks(photos, objects)[0], with_masks(photos, finders)[0])
     marks: dict[str, float] = {
         "objects": result.objects,
         "retained_25": result.retained(0.25),
@@ -48,3 +49,9 @@ def scores(
         for name, found in (("teacher_ap50", teacher), ("ap50", student)):
             marks[name] = average_precision([found[i] for i, _ in known], truth, sizes)["ap50"]
     return marks
+
+
+def _finding(objects: Detections, found: Detections) -> Tensor:
+    """Which detections find an object: only their masks are needed, and masks take time."""
+    matches = match(objects, found)
+    return matches[matches >= 0]

@@ -22,8 +22,8 @@ def test_zero_where_they_agree_and_positive_elsewhere() -> None:
     assert float(divergence(outputs(1), outputs(0))) > 0.1
 
 
-@pytest.mark.parametrize("background", [0.0, 0.3])
-def test_it_is_the_sum_over_cells_written_out(background: float) -> None:
+@pytest.mark.parametrize(("background", "boxes"), [(0.0, BOX_WEIGHT), (0.3, BOX_WEIGHT), (0.3, 7.0)])
+def test_it_is_the_sum_over_cells_written_out(background: float, boxes: float) -> None:
     def sigmoid(x: float) -> float:
         return 1 / (1 + math.exp(-x))
 
@@ -42,8 +42,8 @@ def test_it_is_the_sum_over_cells_written_out(background: float) -> None:
                         box += sum((s[i] - t[i]) ** 2 for i in (2, 3))
                         classes = sum(kl(s[i], t[i]) for i in (5, 6, 7))
                         present = sigmoid(t[4])
-                        total += kl(s[4], t[4]) + (present + background) * classes + present * BOX_WEIGHT * box
-    assert float(detection_divergence(HEADS, background)(student, teacher)) == pytest.approx(total / 2, rel=1e-4)
+                        total += kl(s[4], t[4]) + (present + background) * classes + present * boxes * box
+    assert float(detection_divergence(HEADS, background, boxes)(student, teacher)) == pytest.approx(total / 2, rel=1e-4)
 
 
 def test_boxes_and_classes_where_the_teacher_sees_nothing_do_not_count() -> None:

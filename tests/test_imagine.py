@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from delib import imagine as module
 from delib.darknet import Darknet, yolov3_tiny
-from delib.imagine import EACH, Things, _missed, _overlap, _things, imagined
+from delib.imagine import EACH, Things, _missed, _overlap, _things, album, imagined
 from delib.networks import weight_layers
 from delib.norms import folded, norm_pairs
 
@@ -115,3 +116,16 @@ def test_folded_norms_are_refused(network: Darknet) -> None:
     assert weight_layers(bare)
     with pytest.raises(ValueError, match="folded"):
         imagined(bare, photos(), torch.ones(80), torch.Generator())
+
+
+def test_an_album_prefers_kinds_that_no_photo_holds(network: Darknet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr(module, "imagined", lambda net, crops, odds, *_, **__: asked.append(odds) or (crops, None))
+    shots = [torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8) for _ in range(4)]
+    pictures = album(network, shots, [[7], [7, 7, 9], [7], []], 5, seed=1)
+    assert [(p.dtype, tuple(p.shape)) for p in pictures] == [(torch.uint8, (3, 320, 320))] * 5
+    assert len(asked) == 3
+    assert asked[0][[7, 9, 0]].tolist() == pytest.approx([1 / 2, 1 / 2**0.5, 1])
+    again = album(network, shots, [[7], [7, 7, 9], [7], []], 5, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(pictures, again, strict=True))
