@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from delib.darknet import Darknet
 from delib.distil import multiplying
-from delib.records import in_batch
+from delib.records import atomic_path, in_batch
 from delib.views import Views
 
 EACH = 4  # things a picture at most: as many as fit without overlapping
@@ -64,20 +65,26 @@ def album(
     count: int,
     seed: int,
     precision: torch.dtype = torch.float32,
+    checkpoint: Path | None = None,
 ) -> list[Tensor]:
     """``count`` pictures, uint8 RGB [3, 320, 320], imagined over random crops of ``photos`` (uint8, of any size).
 
     ``kinds`` are those of the things on each photo. A kind that n photos hold is drawn with odds 1/√(1 + n), so that
-    those which photos lack come most often, and none comes alone. Sixteen take half a minute of two cores.
+    those which photos lack come most often, and none comes alone. Sixteen take half a minute of two cores. With
+    ``checkpoint`` the work goes on from that file if it exists, and is saved there as it goes.
     """
     holding = Counter(kind for several in kinds for kind in set(several))
     odds = torch.tensor([1 / math.sqrt(1 + holding[kind]) for kind in range(network.heads[0].classes)])
-    views, chance = Views(photos, [SIDE]), torch.Generator().manual_seed(seed)
-    pictures: list[Tensor] = []
-    for start in tqdm(range(0, count, AT_ONCE), disable=in_batch()):
+    views = Views(photos, [SIDE])
+    pictures = list(torch.load(checkpoint, weights_only=True)) if checkpoint and checkpoint.is_file() else []
+    for start in tqdm(range(len(pictures), count, AT_ONCE), disable=in_batch()):
+        chance = torch.Generator().manual_seed(seed * 1_000_003 + start)
         crops = torch.stack([views.part(SIDE, SIDE, chance) for _ in range(min(AT_ONCE, count - start))])
         redrawn, _ = imagined(network, crops, odds, chance, precision=precision)
         pictures += list((255 * redrawn).round().byte())
+        if checkpoint:
+            with atomic_path(checkpoint) as temporary:
+                torch.save(torch.stack(pictures), temporary)
     return pictures
 
 

@@ -143,12 +143,23 @@ class Run:
                 raise ValueError(f"{notebook}: the parameters cell must define `{name}` before the run is recorded")
         self.metrics: dict[str, float] = {}
         self.data: dict[str, str] = {}
+        self._unfinished: list[Path] = []
         self._start = time.perf_counter()
 
     @property
     def folder(self) -> Path:
         """Where this run's own files go: ``$DELIB_RUN`` if the runner set it, else ``reports/<profile>``."""
         return report_folder(os.environ.get("DELIB_RUN") or str(self.parameters["profile"]))
+
+    def checkpoint(self, name: str) -> Path:
+        """A file for work that is not done yet, from which an interrupted run goes on; ``write`` removes it.
+
+        It belongs to these parameters (``threads`` aside) and this data: with others the work begins anew.
+        """
+        known = {name: value for name, value in self.parameters.items() if name != "threads"}
+        digest = hashlib.sha256(json.dumps([known, self.data], sort_keys=True).encode()).hexdigest()
+        self._unfinished.append(self.folder / f"{name}-{digest[:8]}.ckpt")
+        return self._unfinished[-1]
 
     def add(self, network: str, **metrics: float) -> None:
         """Add metrics as ``"<network>.<metric>"``. Raises ValueError if one is not a finite number."""
@@ -158,7 +169,7 @@ class Run:
             self.metrics[f"{network}.{name}"] = value if isinstance(value, int) else float(value)
 
     def write(self) -> Path:
-        """Write the record atomically; returns its path."""
+        """Write the record atomically and remove the checkpoints; returns the record's path."""
         import torch
 
         path = record_path(self.folder, self.notebook)
@@ -178,4 +189,6 @@ class Run:
                 "metrics": self.metrics,
             },
         )
+        for file in self._unfinished:
+            file.unlink(missing_ok=True)
         return path

@@ -118,14 +118,33 @@ def test_folded_norms_are_refused(network: Darknet) -> None:
         imagined(bare, photos(), torch.ones(80), torch.Generator())
 
 
+SHOTS = [torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8) for _ in range(4)]
+KINDS = [[7], [7, 7, 9], [7], []]
+
+
 def test_an_album_prefers_kinds_that_no_photo_holds(network: Darknet, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.Tensor] = []
     monkeypatch.setattr(module, "AT_ONCE", 2)
     monkeypatch.setattr(module, "imagined", lambda net, crops, odds, *_, **__: asked.append(odds) or (crops, None))
-    shots = [torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8) for _ in range(4)]
-    pictures = album(network, shots, [[7], [7, 7, 9], [7], []], 5, seed=1)
+    pictures = album(network, SHOTS, KINDS, 5, seed=1)
     assert [(p.dtype, tuple(p.shape)) for p in pictures] == [(torch.uint8, (3, 320, 320))] * 5
     assert len(asked) == 3
     assert asked[0][[7, 9, 0]].tolist() == pytest.approx([1 / 2, 1 / 2**0.5, 1])
-    again = album(network, shots, [[7], [7, 7, 9], [7], []], 5, seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(pictures, again, strict=True))
+
+
+def test_an_interrupted_album_goes_on_where_it_was(network: Darknet, monkeypatch, tmp_path) -> None:
+    def give_up(net, crops, *_, **__):
+        if calls.pop():
+            raise KeyboardInterrupt
+        return crops, None
+
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr(module, "imagined", give_up)
+    calls, file = [False] * 3, tmp_path / "album.ckpt"
+    whole = album(network, SHOTS, KINDS, 5, seed=1)
+    calls = [True, False, False]
+    with pytest.raises(KeyboardInterrupt):
+        album(network, SHOTS, KINDS, 5, seed=1, checkpoint=file)
+    calls = [False]  # one batch is left to make
+    resumed = album(network, SHOTS, KINDS, 5, seed=1, checkpoint=file)
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))

@@ -153,3 +153,16 @@ def test_the_revision_is_the_commit_and_says_if_files_differ(tmp_path: Path, mon
     assert git_revision() == commit
     package.write_text("# two\n")
     assert git_revision() == f"{commit}+changes"
+
+
+def test_a_checkpoint_belongs_to_its_parameters_and_data_and_goes_with_the_record(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DELIB_RUN", str(tmp_path))
+    run, again, other = made_run(threads=1), made_run(threads=2), made_run(sparsity=0.9)
+    file = run.checkpoint("net-0")
+    assert file == again.checkpoint("net-0")
+    assert len({file, run.checkpoint("net-1"), other.checkpoint("net-0")}) == 3
+    again.data["photos"] = "another digest"
+    assert file != again.checkpoint("net-0")
+    file.write_bytes(b"half done")
+    run.write()
+    assert not file.exists()
