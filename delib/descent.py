@@ -150,7 +150,7 @@ class Descent:
         """Go on from a file, if it is there. Returns the losses so far."""
         if file is None or not file.is_file():
             return []
-        state: dict[str, Any] = torch.load(file, weights_only=True)
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location=self.values[0].device)
         self.student.load_state_dict(state["student"])
         self.places, self.sizes = state["places"], state["sizes"]
         self._begin()

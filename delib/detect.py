@@ -85,14 +85,14 @@ def letterbox(photo: Tensor, size: tuple[int, int], margin: float = 0.5) -> tupl
     """A photo, uint8 [3, height, width], as the network takes it: float32 [3, *size] in 0..1, and where it lies.
 
     It is scaled, bilinearly and without smoothing as darknet does, to fit ``size`` (height, width) with its
-    proportions kept, and centred; the rest is ``margin``.
+    proportions kept, and centred; the rest is ``margin``. All on the photo's device.
     """
     height, width = photo.shape[1:]
     scale = min(size[0] / height, size[1] / width)
     new = (max(1, round(height * scale)), max(1, round(width * scale)))
     inside = F.interpolate(photo[None].float() / 255, new, mode="bilinear", align_corners=False)[0]
     top, left = (size[0] - new[0]) // 2, (size[1] - new[1]) // 2
-    canvas = torch.full((photo.shape[0], *size), margin)
+    canvas = torch.full((photo.shape[0], *size), margin, device=photo.device)
     canvas[:, top : top + new[0], left : left + new[1]] = inside
     return canvas, Placement((new[1] / width, new[0] / height), (left, top), (height, width))
 

@@ -11,10 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,12 @@ from tqdm.auto import tqdm
 
 from delib.assess import Divergence
 from delib.descent import Descent
+from delib.recorded import Recorded, Work
 from delib.records import in_batch
 from delib.rounding import Rounding
 from delib.thin import Thinning
 
+SAVE = 15.0  # seconds between two checkpoints
 # Count, generator -> that many inputs [count, ...].
 Source = Callable[[int, torch.Generator], Tensor]
 
@@ -53,6 +54,7 @@ def distil(
     uses: int = 1,
     memory: int = 100,
     precision: torch.dtype = torch.float32,
+    recorded: bool = False,
     minutes: float = math.inf,
     checkpoint: Path | None = None,
     progress: bool = True,
@@ -75,7 +77,8 @@ def distil(
     Modules named in ``frozen`` do not move: the student's first ones, a chain in running order. With ``uses`` above 1
     only every ``uses``-th batch is new; the others are drawn from the last ``memory`` batches, for which the teacher's
     answers and what the frozen modules deliver are remembered: half the work of a step, or less.
-    The networks multiply in ``precision`` (see ``fastest_precision``); weights, losses and moves stay float32.
+    The networks multiply in ``precision`` (see ``fastest_precision``); weights, losses and moves stay float32. On a GPU
+    ``recorded`` passes are replayed instead of started anew, where ``divergence`` allows it (see ``Recorded``).
     Where ``minutes`` are too few for ``steps``, the rate falls and the work ends with the time instead, at some cost in
     reproducibility. With ``checkpoint`` the work goes on from that file if it exists, and is saved there now and then.
     """
@@ -85,9 +88,12 @@ def distil(
     losses = path.resume(checkpoint, rounding, thinning)
     teacher.eval()
     student.eval()  # statistics of norms are the teacher's
-    start, used = time.perf_counter(), 0.0
+    start = saved = time.perf_counter()
+    used = 0.0
     lessons: deque[_Lesson] = deque(maxlen=memory)
     compare = partial(_compare, student, divergence, features, frozen, precision)
+    work: Work = partial(_sent_back, compare, feature_weight)
+    work = Recorded(work, path.moving) if recorded else work
     bar = tqdm(range(len(losses), steps), initial=len(losses), total=steps, disable=not progress or in_batch())
     for step in bar:
         chance = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -102,23 +108,23 @@ def distil(
         if thinning and thins:
             path.thin(thinning, step, done, partial(compare, lesson))
         with rounding.applied(student) if rounding else nullcontext():
-            loss, error = compare(lesson)
-            (loss + feature_weight * error).backward()
+            loss, error = work(lesson)
         path.step(step, done)
         path.learn()
-        losses.append((float(loss.detach()), float(error.detach())))
+        losses.append((float(loss), float(error)))
         bar.set_postfix(divergence=f"{losses[-1][0]:.3f}", features=f"{losses[-1][1]:.3f}", refresh=False)
-        if checkpoint and (step % 50 == 49 or step == steps - 1):
+        now = time.perf_counter()
+        if checkpoint and (now - saved >= SAVE or step == steps - 1):
             path.save(checkpoint, losses, rounding, thinning)
-        used = (time.perf_counter() - start) / (60 * minutes)
+            saved = now
+        used = (now - start) / (60 * minutes)
         if used >= 1:
             break
     path.finish()
     return losses
 
 
-@dataclass
-class _Lesson:
+class _Lesson(NamedTuple):
     """A batch, what the teacher makes of it, where that matters, and what the student's frozen modules deliver."""
 
     inputs: Tensor
@@ -160,6 +166,20 @@ def _compare(
         answer = student(lesson.inputs)
     error = feature_error(got, lesson.features, lesson.focus) if features else torch.zeros(())
     return divergence(_float32(answer), lesson.goal), error
+
+
+def _sent_back(
+    compare: Callable[[_Lesson], tuple[Tensor, Tensor]], feature_weight: float, lesson: _Lesson
+) -> tuple[Tensor, Tensor]:
+    """What ``compare`` measures, once the derivatives of the loss are in the student's parameters."""
+    loss, error = compare(lesson)
+    (loss + feature_weight * error).backward()
+    return loss.detach(), error.detach()
+
+
+def fastest_device() -> str:
+    """``cuda`` where torch has a GPU, else ``cpu``; with ``CUDA_VISIBLE_DEVICES=`` in the environment it has none."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def fastest_precision(device: str | torch.device = "cpu") -> torch.dtype:

@@ -71,12 +71,15 @@ def album(
 
     ``kinds`` are those of the things on each photo. A kind that n photos hold is drawn with odds 1/√(1 + n), so that
     those which photos lack come most often, and none comes alone. Sixteen take half a minute of two cores. With
-    ``checkpoint`` the work goes on from that file if it exists, and is saved there as it goes.
+    ``checkpoint`` the work goes on from that file if it exists, and is saved there as it goes. The photos, like the
+    pictures, are where the network is.
     """
     holding = Counter(kind for several in kinds for kind in set(several))
     odds = torch.tensor([1 / math.sqrt(1 + holding[kind]) for kind in range(network.heads[0].classes)])
     views = Views(photos, [SIDE])
-    pictures = list(torch.load(checkpoint, weights_only=True)) if checkpoint and checkpoint.is_file() else []
+    pictures: list[Tensor] = []
+    if checkpoint and checkpoint.is_file():
+        pictures += torch.load(checkpoint, weights_only=True, map_location=photos[0].device)
     for start in tqdm(range(len(pictures), count, AT_ONCE), disable=in_batch()):
         chance = torch.Generator().manual_seed(seed * 1_000_003 + start)
         crops = torch.stack([views.part(SIDE, SIDE, chance) for _ in range(min(AT_ONCE, count - start))])
@@ -110,8 +113,8 @@ def imagined(
     if not norms:
         raise ValueError("the network's norms are folded, or it has none; give the network as it was loaded")
     things = _things(network, photos, odds, chance)
-    falls = _falls(photos.shape[-1])
-    waves = torch.zeros(*photos.shape[:2], *falls.shape, 2, requires_grad=True)
+    falls = _falls(photos.shape[-1]).to(photos)
+    waves = photos.new_zeros(*photos.shape[:2], *falls.shape, 2).requires_grad_()
     optimizer = torch.optim.Adam([waves], rate, betas=(0.9, 0.95))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - step / steps))
@@ -150,7 +153,9 @@ def _things(network: Darknet, photos: Tensor, odds: Tensor, chance: torch.Genera
             boxes.append(
                 [x / stride % 1, y / stride % 1, math.log(w / anchors[anchor][0]), math.log(h / anchors[anchor][1])]
             )
-    return Things(torch.tensor(rows), torch.multinomial(odds, len(rows), True, generator=chance), torch.tensor(boxes))
+    kinds = torch.multinomial(odds, len(rows), True, generator=chance)
+    place, kind, box = (told.to(photos.device) for told in (torch.tensor(rows), kinds, torch.tensor(boxes)))
+    return Things(place, kind, box)
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
@@ -168,7 +173,7 @@ def _drawn(photos: Tensor, waves: Tensor, falls: Tensor) -> Tensor:
     side = photos.shape[-1]
     change = torch.fft.irfft2(torch.view_as_complex(waves) * falls, s=(side, side), norm="ortho")
     return torch.sigmoid(
-        photos.clamp(0.03, 0.97).logit() + torch.einsum("nchw,dc->ndhw", change, torch.tensor(COLOURS))
+        photos.clamp(0.03, 0.97).logit() + torch.einsum("nchw,dc->ndhw", change, photos.new_tensor(COLOURS))
     )
 
 

@@ -37,7 +37,7 @@ def overlay(photo: Tensor, found: Detections, *, height: int = 480, lost: Detect
     """
     scale = height / photo.shape[1]
     size = (height, max(1, round(photo.shape[2] * scale)))
-    canvas = F.interpolate(photo[None].float(), size, mode="bilinear", antialias=True)[0].round().byte()
+    canvas = F.interpolate(photo[None].cpu().float(), size, mode="bilinear", antialias=True)[0].round().byte()
     if found.masks is not None and len(found):
         masks = F.interpolate(found.masks[None].float(), size, mode="bilinear")[0] > 0.5
         # The largest first, so that small objects stay visible on top of what they stand before.

@@ -131,8 +131,8 @@ class Run:
     as a parameter, among which ``profile`` and ``seed`` are expected.
     """
 
-    def __init__(self, notebook: str, namespace: Mapping[str, Any]) -> None:
-        self.notebook = notebook
+    def __init__(self, notebook: str, namespace: Mapping[str, Any], device: str = "cpu") -> None:
+        self.notebook, self.device = notebook, device
         self.parameters = {
             name: value
             for name, value in namespace.items()
@@ -181,7 +181,7 @@ class Run:
                 "seed": self.parameters["seed"],
                 "versions": package_versions(),
                 "machine": f"{platform.system()} {platform.machine()}",
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                "device": torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu",
                 "threads": torch.get_num_threads(),
                 "git_revision": git_revision(),
                 "data": self.data,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Rounding:
     ) -> None:
         self.bits, self.place, self.scaled, self.done = bits, PLACEMENTS[method], scaled, done
         self.levels: dict[str, Levels] = {}
-        self.places: dict[str, tuple[Tensor, Tensor]] = {}  # of the survivors: in memory, and which row they are in
+        self.places: dict[str, _Place] = {}
 
     def _weights(self, network: nn.Module) -> dict[str, Tensor]:
         return {name: weight_of(layer) for name, layer in weight_layers(network).items() if name not in self.done}
@@ -45,14 +46,14 @@ class Rounding:
         weights = self._weights(network)
         if not self.places:
             self._place(weights)
-        unrounded = {name: stored(weight)[self.places[name][0]] for name, weight in weights.items()}
+        unrounded = {name: stored(weight)[self.places[name].memory] for name, weight in weights.items()}
         for name, weight in weights.items():
-            stored(weight)[self.places[name][0]] = self._rounded(name, unrounded[name], len(weight))
+            stored(weight)[self.places[name].memory] = self._rounded(self.places[name], unrounded[name])
         try:
             yield
         finally:
             for name, weight in weights.items():
-                stored(weight)[self.places[name][0]] = unrounded[name]
+                stored(weight)[self.places[name].memory] = unrounded[name]
 
     def tensors(self, network: nn.Module) -> dict[str, LevelTensor]:
         """Each layer's weight at the levels placed by the first pass: what a pass sees, for ``compensate.finished``."""
@@ -72,18 +73,31 @@ class Rounding:
                 self.levels[name] = placed.codebook
             place = stored(weight).nonzero()[:, 0]
             rows = torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1)).to(weight.device)
-            self.places[name] = place, stored(torch.empty_like(weight, dtype=torch.long).copy_(rows))[place]
+            row = stored(torch.empty_like(weight, dtype=torch.long).copy_(rows))[place]
+            counts = torch.bincount(row, minlength=len(weight)).clamp(min=1)
+            self.places[name] = _Place(place, row, counts, torch.from_numpy(self.levels[name]).to(weight.device))
 
-    def _rounded(self, name: str, values: Tensor, rows: int) -> Tensor:
+    def _rounded(self, place: _Place, values: Tensor) -> Tensor:
         """What ``quantize.with_levels`` makes of a layer's survivors, without a look at the dead ones."""
-        row, codebook = self.places[name][1], torch.from_numpy(self.levels[name]).to(values.device)
         scales = values.new_ones(len(values))
         if self.scaled:
-            squares = values.new_zeros(rows, dtype=torch.float64).index_add_(0, row, values.double().square())
-            sizes = (squares / torch.bincount(row, minlength=rows).clamp(min=1)).sqrt()
-            scales = torch.from_numpy(as_scales(sizes.cpu().numpy())).to(values)[row]
-        middles = (codebook[1:].double() + codebook[:-1]) / 2
-        return codebook[torch.bucketize((values / scales).double(), middles)] * scales
+            squares = place.counts.new_zeros(len(place.counts), dtype=torch.float64)
+            squares.index_add_(0, place.row, values.double().square())
+            sizes = (squares / place.counts).sqrt()
+            scales = torch.from_numpy(as_scales(sizes.cpu().numpy())).to(values)[place.row]
+        middles = (place.codebook[1:].double() + place.codebook[:-1]) / 2
+        return place.codebook[torch.bucketize((values / scales).double(), middles)] * scales
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a layer's survivors lie in ``memory`` [n], in which ``row`` each is [n], how many a row has but at least 1
+    (``counts`` [rows]), and the levels."""
+
+    memory: Tensor
+    row: Tensor
+    counts: Tensor
+    codebook: Tensor
 
 
 def stored(tensor: Tensor) -> Tensor:
@@ -99,7 +113,7 @@ def rounded(moments: Moments, support: Tensor, matrix: Tensor, levels: LevelTens
     of the survivors' inverse Gram matrix, rounding w_j by δ moves all later w by -δ U_j/U_jj. A bias column is not
     rounded. ``levels`` gives codebook and scales.
     """
-    codebook = torch.from_numpy(levels.codebook).to(moments.gram.dtype)
+    codebook = torch.from_numpy(levels.codebook).to(moments.gram)
     middles = (codebook[1:] + codebook[:-1]) / 2
     scales = np.ones(len(matrix), np.float16) if levels.scales is None else levels.scales
     scale = torch.from_numpy(scales.astype(np.float64)).to(codebook)

@@ -45,7 +45,7 @@ class Rungs:
     def _version(self, sums: Moments, matrix: Tensor, strength: Tensor, survivors: int) -> Version:
         weights = strength[:, : strength.shape[1] - sums.bias]
         support = torch.ones_like(matrix, dtype=torch.bool)
-        alive = torch.zeros(weights.numel(), dtype=torch.bool)
+        alive = torch.zeros(weights.numel(), dtype=torch.bool, device=weights.device)
         alive[weights.flatten().topk(min(survivors, weights.numel())).indices] = True
         support[:, : weights.shape[1]] = alive.view_as(weights)
         fitted = refit(sums, support, matrix, self.ridge, self.steps)

@@ -77,7 +77,7 @@ class _Scaled:
         groups, k, _ = gram.shape
         scale = gram.diagonal(dim1=1, dim2=2).rsqrt()
         values, vectors = torch.linalg.eigh(gram * scale[:, :, None] * scale[:, None, :])
-        rows = torch.ones(len(matrix), dtype=gram.dtype) if row_weights is None else row_weights.to(gram.dtype).sqrt()
+        rows = gram.new_ones(len(matrix)) if row_weights is None else row_weights.to(gram.dtype).sqrt()
         importance = (rows / rows.mean()).view(groups, -1, 1)
         start = matrix.to(gram.dtype).view(groups, -1, k)
         extra = gram.diagonal(dim1=1, dim2=2) - moments.gram.diagonal(dim1=1, dim2=2)

@@ -21,7 +21,8 @@ class Views:
     """Batches of random views, float32 [n, 3, side, side] in 0..1, of photos: uint8 RGB [3, height, width], any size.
 
     Each batch has one of ``sides``. ``margin`` is the grey beside a photo, as in ``detect.letterbox``. Through a share
-    ``blend`` of a batch's views another of them shows (see ``blended``). The same generator gives the same views.
+    ``blend`` of a batch's views another of them shows (see ``blended``). The same generator, the processor's, gives the
+    same views; they are made where the photos are.
     """
 
     def __init__(self, photos: Sequence[Tensor], sides: Sequence[int], margin: float = 0.5, blend: float = 0.0) -> None:
@@ -53,7 +54,7 @@ class Views:
         content = coloured(content, chance)
         if _uniform(chance) < 0.5:
             content = content.flip(2)
-        canvas = torch.full((3, height, width), self.margin)
+        canvas = torch.full((3, height, width), self.margin, device=photo.device)
         (top, y, h), (left, x, w) = (
             _overlap(n, m, chance) for n, m in zip((height, width), content.shape[1:], strict=True)
         )
@@ -80,13 +81,14 @@ def blended(views: Tensor, share: float, chance: torch.Generator) -> Tensor:
     """
     count = (len(views), 1, 1, 1)
     through = 0.5 * torch.rand(count, generator=chance) * (torch.rand(count, generator=chance) < share)
+    through = through.to(views.device)
     return (1 - through) * views + through * views.roll(1, 0)
 
 
 def coloured(image: Tensor, chance: torch.Generator) -> Tensor:
     """An image [3, height, width] in 0..1 with brightness, contrast, saturation and balance varied at random."""
     brightness, contrast, saturation = (_uniform(chance, 1 - COLOUR, 1 + COLOUR) for _ in range(3))
-    balance = 1 + COLOUR / 4 * (2 * torch.rand(3, 1, 1, generator=chance) - 1)
+    balance = 1 + COLOUR / 4 * (2 * torch.rand(3, 1, 1, generator=chance).to(image.device) - 1)
     grey = image.mean(0, keepdim=True)
     image = (grey + saturation * (image - grey)) * balance
     mean = image.mean()

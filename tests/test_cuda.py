@@ -50,6 +50,7 @@ def test_a_student_is_thinned_and_rounded_as_on_a_processor() -> None:
         masks = {n: torch.ones_like(weight_of(m), dtype=torch.bool) for n, m in weight_layers(student).items()}
         common = {"inputs": lambda n, c, device=device: inputs(n, c).to(device), "steps": 200, "divergence": mse}
         common |= {"progress": False, "features": ["1", "3"], "rate": 0.01, "batch": 32}
+        common |= {"recorded": device == "cuda"}
         distil(student, whole, masks, 0, thinning=Thinning(300, every=20), **common)
         masks = {n: weight_of(m) != 0 for n, m in weight_layers(student).items()}
         rounding = Rounding(3)

@@ -83,7 +83,8 @@ def test_thinned_while_it_learns_beats_magnitude_at_once() -> None:
     assert thinned(Thinning(150, every=20))[1] < 0.8 * error(student, teacher)
 
 
-def test_interrupted_thinning_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_interrupted_thinning_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("delib.distil.SAVE", 0.0)
     whole, _ = thinned(Thinning(150, every=20), 200, uses=1)
     student, teacher, masks = pair()
     calls = 0
