@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -46,14 +46,15 @@ class Rounding:
         weights = self._weights(network)
         if not self.places:
             self._place(weights)
-        unrounded = {name: stored(weight)[self.places[name].memory] for name, weight in weights.items()}
-        for name, weight in weights.items():
-            stored(weight)[self.places[name].memory] = self._rounded(self.places[name], unrounded[name])
+        held = [(stored(weight), self.places[name].memory) for name, weight in weights.items()]
+        unrounded = [weight[memory] for weight, memory in held]
+        for (weight, memory), values in zip(held, self._rounded(unrounded), strict=True):
+            weight[memory] = values
         try:
             yield
         finally:
-            for name, weight in weights.items():
-                stored(weight)[self.places[name].memory] = unrounded[name]
+            for (weight, memory), values in zip(held, unrounded, strict=True):
+                weight[memory] = values
 
     def tensors(self, network: nn.Module) -> dict[str, LevelTensor]:
         """Each layer's weight at the levels placed by the first pass: what a pass sees, for ``compensate.finished``."""
@@ -74,30 +75,41 @@ class Rounding:
             place = stored(weight).nonzero()[:, 0]
             rows = torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1)).to(weight.device)
             row = stored(torch.empty_like(weight, dtype=torch.long).copy_(rows))[place]
+            codebook = torch.from_numpy(self.levels[name]).to(weight.device)
+            middles = (codebook[1:].double() + codebook[:-1]) / 2
             counts = torch.bincount(row, minlength=len(weight)).clamp(min=1)
-            self.places[name] = _Place(place, row, counts, torch.from_numpy(self.levels[name]).to(weight.device))
+            self.places[name] = _Place(place, row, counts, codebook, middles)
 
-    def _rounded(self, place: _Place, values: Tensor) -> Tensor:
-        """What ``quantize.with_levels`` makes of a layer's survivors, without a look at the dead ones."""
-        scales = values.new_ones(len(values))
+    def _rounded(self, unrounded: Sequence[Tensor]) -> list[Tensor]:
+        """What ``quantize.with_levels`` makes of the layers' survivors, without a look at the dead ones."""
+        places, scales = list(self.places.values()), [torch.ones_like(values) for values in unrounded]
         if self.scaled:
-            squares = place.counts.new_zeros(len(place.counts), dtype=torch.float64)
-            squares.index_add_(0, place.row, values.double().square())
-            sizes = (squares / place.counts).sqrt()
-            scales = torch.from_numpy(as_scales(sizes.cpu().numpy())).to(values)[place.row]
-        middles = (place.codebook[1:].double() + place.codebook[:-1]) / 2
-        return place.codebook[torch.bucketize((values / scales).double(), middles)] * scales
+            sizes = torch.cat([_sizes(place, values) for place, values in zip(places, unrounded, strict=True)]).cpu()
+            shares = [as_scales(part.numpy()) for part in sizes.split([len(place.counts) for place in places])]
+            each = torch.from_numpy(np.concatenate(shares)).to(unrounded[0]).split([len(part) for part in shares])
+            scales = [scale[place.row] for scale, place in zip(each, places, strict=True)]
+        return [
+            place.codebook[torch.bucketize((values / scale).double(), place.middles)] * scale
+            for place, values, scale in zip(places, unrounded, scales, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class _Place:
     """Where a layer's survivors lie in ``memory`` [n], in which ``row`` each is [n], how many a row has but at least 1
-    (``counts`` [rows]), and the levels."""
+    (``counts`` [rows]), the levels, and where one becomes the nearest instead of the one before (``middles``)."""
 
     memory: Tensor
     row: Tensor
     counts: Tensor
     codebook: Tensor
+    middles: Tensor
+
+
+def _sizes(place: _Place, values: Tensor) -> Tensor:
+    """The root mean square of each row's survivors [rows], summed in float64 as ``quantize.row_scales`` does."""
+    squares = torch.zeros_like(place.counts, dtype=torch.float64).index_add_(0, place.row, values.double().square())
+    return (squares / place.counts).sqrt()
 
 
 def stored(tensor: Tensor) -> Tensor:

@@ -38,27 +38,25 @@ class Views:
 
     def view(self, side: int, chance: torch.Generator) -> Tensor:
         """One view [3, side, side]: of one photo, or of four in a mosaic."""
-        if _uniform(chance) >= MOSAIC:
+        mosaic, across, down = torch.rand(3, generator=chance).tolist()
+        if mosaic >= MOSAIC:
             return self.part(side, side, chance)
-        x, y = (round(side * _uniform(chance, 0.3, 0.7)) for _ in range(2))
+        x, y = (round(side * _around_one(u, 0.4) / 2) for u in (across, down))
         rows = [[self.part(h, w, chance) for w in (x, side - x)] for h in (y, side - y)]
         return torch.cat([torch.cat(row, 2) for row in rows], 1)
 
     def part(self, height: int, width: int, chance: torch.Generator) -> Tensor:
         """A crop of one photo, scaled, flipped and coloured at random, on ``margin`` where the photo does not reach."""
         photo = self.photos[int(torch.randint(len(self.photos), (), generator=chance))]
+        zoom, down, right, mirror, *skew = torch.rand(6, generator=chance).tolist()
         fit = max(height, width) / max(photo.shape[1:])  # as the letterbox would scale it
-        scale = fit * SCALES[0] * (SCALES[1] / SCALES[0]) ** _uniform(chance)
-        size = [max(1, round(n * scale * _uniform(chance, 0.9, 1.1))) for n in photo.shape[1:]]
-        content = F.interpolate(photo[None].float() / 255, size, mode="bilinear", align_corners=False)[0]
-        content = coloured(content, chance)
-        if _uniform(chance) < 0.5:
-            content = content.flip(2)
+        scale = fit * SCALES[0] * (SCALES[1] / SCALES[0]) ** zoom
+        size = [max(1, round(n * scale * _around_one(u, 0.1))) for n, u in zip(photo.shape[1:], skew, strict=True)]
+        content = F.interpolate(photo[None] / 255, size, mode="bilinear", align_corners=False)[0]
+        (top, y, h), (left, x, w) = _overlap(height, size[0], down), _overlap(width, size[1], right)
+        content = coloured(content[:, y : y + h, x : x + w], chance)
         canvas = torch.full((3, height, width), self.margin, device=photo.device)
-        (top, y, h), (left, x, w) = (
-            _overlap(n, m, chance) for n, m in zip((height, width), content.shape[1:], strict=True)
-        )
-        canvas[:, top : top + h, left : left + w] = content[:, y : y + h, x : x + w]
+        canvas[:, top : top + h, left : left + w] = content.flip(2) if mirror < 0.5 else content
         return canvas
 
 
@@ -87,20 +85,21 @@ def blended(views: Tensor, share: float, chance: torch.Generator) -> Tensor:
 
 def coloured(image: Tensor, chance: torch.Generator) -> Tensor:
     """An image [3, height, width] in 0..1 with brightness, contrast, saturation and balance varied at random."""
-    brightness, contrast, saturation = (_uniform(chance, 1 - COLOUR, 1 + COLOUR) for _ in range(3))
-    balance = 1 + COLOUR / 4 * (2 * torch.rand(3, 1, 1, generator=chance).to(image.device) - 1)
-    grey = image.mean(0, keepdim=True)
-    image = (grey + saturation * (image - grey)) * balance
-    mean = image.mean()
-    return ((image - mean) * contrast + mean * brightness).clamp(0, 1)
+    random = torch.rand(6, generator=chance).tolist()
+    brightness, contrast, saturation = (_around_one(u, COLOUR) for u in random[:3])
+    image = torch.lerp(image.mean(0, keepdim=True), image, saturation)
+    torch._foreach_mul_(image.unbind(), [contrast * _around_one(u, COLOUR / 4) for u in random[3:]])
+    return image.add_(image.mean() * (brightness / contrast - 1)).clamp_(0, 1)
 
 
-def _overlap(canvas: int, content: int, chance: torch.Generator) -> tuple[int, int, int]:
-    """Along one axis: where content begins on the canvas, which part of it begins there, and how long it is."""
+def _overlap(canvas: int, content: int, where: float) -> tuple[int, int, int]:
+    """Along one axis: where content begins on the canvas, which part of it begins there, and how long it is; of all
+    that is possible the share ``where`` (0..1)."""
     spare = canvas - content
-    offset = round(abs(spare) * _uniform(chance, 0.5 - SHIFT, 0.5 + SHIFT))
+    offset = round(abs(spare) * (0.5 + SHIFT * (2 * where - 1)))
     return (offset, 0, content) if spare >= 0 else (0, offset, canvas)
 
 
-def _uniform(chance: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
-    return low + (high - low) * float(torch.rand((), generator=chance))
+def _around_one(share: float, most: float) -> float:
+    """From ``1 - most`` to ``1 + most`` as ``share`` goes from 0 to 1."""
+    return 1 + most * (2 * share - 1)
