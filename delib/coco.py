@@ -163,12 +163,14 @@ def coco128() -> Path:
 @dataclass(frozen=True)
 class PhotoSets:
     """Photos by what they are for: a student is made on ``recovery``, choices are made on ``validation``, ``tested``
-    measures. ``note`` says what that means for the numbers."""
+    measures. ``note`` says what that means for the numbers. The first ``own`` photos of ``recovery`` are from the
+    folder that the student is meant for."""
 
     recovery: list[Photo]
     validation: list[Photo]
     tested: list[Photo]
     note: str
+    own: int
 
     @property
     def checksums(self) -> dict[str, str]:
@@ -187,7 +189,7 @@ def photo_sets(images: str = "", more: str = "", tested: str = "", held_out: int
     """
     base, note = _pool(images)
     if note:
-        return PhotoSets(base, base, base, note)
+        return PhotoSets(base, base, base, note, len(base))
     pool = photos(more) if more else base
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed)).tolist()
     held = min(held_out, len(pool) // 2)
@@ -196,7 +198,8 @@ def photo_sets(images: str = "", more: str = "", tested: str = "", held_out: int
     note = f"Measured on {len(measured)} photos that neither calibration nor recovery sees" + (
         "." if tested else "; choices are made on the same ones."
     )
-    return PhotoSets(base + rest if more else rest, validation, measured, note)
+    recovery = base + rest if more else rest
+    return PhotoSets(recovery, validation, measured, note, len(base) if more else len(rest))
 
 
 def _pool(images: str) -> tuple[list[Photo], str]:

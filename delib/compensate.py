@@ -53,10 +53,11 @@ def compensated(
     In the network's order each layer named in either gets its support by ADMM, its values by least squares and, if it
     is in ``rounding``, 2**``bits`` levels with one scale an output, each rounding error made up for by the weights
     still unrounded and by the bias. ``inputs`` [n, ...] are calibration inputs, run ``batch`` at a time. A layer in
-    ``rounding`` without a target stays dense. ``focus`` and ``enough`` are those of ``refit.moments``, ``iterations``
-    those of ADMM; ``watch`` is told of every sparse layer that is not rounded. With a ``divergence`` ADMM counts an
-    error of each output by how strongly that reacts to it (see ``assess.sensitivities``, measured on ``LOOKED`` of the
-    inputs); by default all outputs of a layer count alike. Raises ValueError on a layer that the network lacks.
+    ``rounding`` without a target keeps the teacher's survivors. ``focus`` and ``enough`` are those of
+    ``refit.moments``, ``iterations`` those of ADMM; ``watch`` is told of every sparse layer that is not rounded. With a
+    ``divergence`` ADMM counts an error of each output by how strongly that reacts to it (see ``assess.sensitivities``,
+    measured on ``LOOKED`` of the inputs); by default all outputs of a layer count alike. Raises ValueError on a layer
+    that the network lacks.
     """
     layers = weight_layers(teacher)
     if unknown := sorted({*targets, *rounding} - set(layers)):
@@ -94,7 +95,9 @@ def _support(
     """Which weights survive, by ADMM, and how much each is worth keeping: both [rows, k]; a bias always survives."""
     size = matrix.numel() - (len(matrix) if sums.bias else 0)
     if sparsity == 0:
-        return torch.ones_like(matrix, dtype=torch.bool), matrix.abs()
+        survivors = matrix != 0
+        survivors[:, matrix.shape[1] - sums.bias :] = True
+        return survivors, matrix.abs()
     return admm(sums, matrix, size - round(sparsity * size), rows, ridge=ridge, iterations=iterations)
 
 

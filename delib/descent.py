@@ -134,7 +134,7 @@ class Descent:
             "cycles": [asdict(cycle) for cycle in thinning.cycles] if thinning else [],
             "begin": thinning.begin if thinning else 0,
             "places": self.places,
-            "levels": {name: torch.from_numpy(levels) for name, levels in rounding.levels.items()} if rounding else {},
+            "rounding": rounding.state() if rounding else {},
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean,
@@ -157,7 +157,7 @@ class Descent:
         self.mean = state["mean"]
         self.optimizer.load_state_dict(state["optimizer"])
         if rounding:
-            rounding.levels = {name: levels.numpy() for name, levels in state["levels"].items()}
+            rounding.resume(state["rounding"])
         if thinning:
             thinning.cycles, thinning.begin = [Cycle(**cycle) for cycle in state["cycles"]], state["begin"]
         self.count = len(state["losses"])

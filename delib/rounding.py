@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -12,17 +13,18 @@ from torch import Tensor, nn
 
 from delib.encode import LevelTensor
 from delib.networks import weight_layers, weight_of
-from delib.quantize import PLACEMENTS, Levels, as_scales, quantize_weight, row_scales, with_levels
+from delib.quantize import PLACEMENTS, quantize_weight, with_levels
 from delib.refit import RIDGE, Moments, _batches, _sub_gram
 
 
 class Rounding:
     """The weights of a network as ``quantize`` would round them, for the time of a pass.
 
-    ``bits``, ``method`` and ``scaled`` are those of ``quantize``. The first pass places the levels, and notes which
-    weights are zero; scales and the nearest levels are taken in every pass. What was trained with these levels must be
-    stored with them, as ``tensors`` gives it: on levels placed anew it is no better than if it had not been trained
-    with rounding at all. Layers in ``done`` are rounded already and left as they are.
+    ``bits``, ``method`` and ``scaled`` are those of ``quantize``. The first pass places the levels, takes the outputs'
+    scales and notes which weights are zero; layers in ``begun`` have levels and scales already. The nearest levels are
+    taken in every pass. What was trained with these levels must be stored with them, as ``tensors`` gives it: on levels
+    placed anew it is no better than if it had not been trained with rounding at all. Layers in ``done`` are rounded
+    already and left as they are.
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class Rounding:
         *,
         scaled: bool = True,
         done: Collection[str] = (),
+        begun: Mapping[str, LevelTensor] = MappingProxyType({}),
     ) -> None:
         self.bits, self.place, self.scaled, self.done = bits, PLACEMENTS[method], scaled, done
-        self.levels: dict[str, Levels] = {}
+        self.levels = {name: tensor.codebook for name, tensor in begun.items()}
+        self.scales = {name: tensor.scales for name, tensor in begun.items()}
         self.places: dict[str, _Place] = {}
 
     def _weights(self, network: nn.Module) -> dict[str, Tensor]:
@@ -61,55 +65,50 @@ class Rounding:
         if not self.places:
             self._place(self._weights(network))
         arrays = {name: weight.cpu().numpy() for name, weight in self._weights(network).items()}
-        return {
-            name: with_levels(array, self.levels[name], row_scales(array) if self.scaled else None)
-            for name, array in arrays.items()
-        }
+        return {name: with_levels(array, self.levels[name], self.scales[name]) for name, array in arrays.items()}
+
+    def state(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Levels and scales by layer, for ``resume``."""
+        scales = {name: None if each is None else torch.from_numpy(each) for name, each in self.scales.items()}
+        return {name: (torch.from_numpy(levels), scales[name]) for name, levels in self.levels.items()}
+
+    def resume(self, state: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
+        """Go on with the levels and scales of ``state``."""
+        self.levels = {name: levels.cpu().numpy() for name, (levels, _) in state.items()}
+        self.scales = {name: None if each is None else each.cpu().numpy() for name, (_, each) in state.items()}
 
     def _place(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
             bits = self.bits if isinstance(self.bits, int) else self.bits[name]
             if name not in self.levels:
                 placed = quantize_weight(weight.cpu().numpy(), bits, self.place, scaled=self.scaled)
-                self.levels[name] = placed.codebook
-            place = stored(weight).nonzero()[:, 0]
-            rows = torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1)).to(weight.device)
-            row = stored(torch.empty_like(weight, dtype=torch.long).copy_(rows))[place]
+                self.levels[name], self.scales[name] = placed.codebook, placed.scales
+            memory = stored(weight).nonzero()[:, 0]
+            each = self.scales[name] if self.scales[name] is not None else np.ones(len(weight))
+            scales = torch.from_numpy(each).to(weight).view(-1, *[1] * (weight.dim() - 1))
             codebook = torch.from_numpy(self.levels[name]).to(weight.device)
             middles = (codebook[1:].double() + codebook[:-1]) / 2
-            counts = torch.bincount(row, minlength=len(weight)).clamp(min=1)
-            self.places[name] = _Place(place, row, counts, codebook, middles)
+            self.places[name] = _Place(
+                memory, stored(torch.empty_like(weight).copy_(scales))[memory], codebook, middles
+            )
 
     def _rounded(self, unrounded: Sequence[Tensor]) -> list[Tensor]:
         """What ``quantize.with_levels`` makes of the layers' survivors, without a look at the dead ones."""
-        places, scales = list(self.places.values()), [torch.ones_like(values) for values in unrounded]
-        if self.scaled:
-            sizes = torch.cat([_sizes(place, values) for place, values in zip(places, unrounded, strict=True)]).cpu()
-            shares = [as_scales(part.numpy()) for part in sizes.split([len(place.counts) for place in places])]
-            each = torch.from_numpy(np.concatenate(shares)).to(unrounded[0]).split([len(part) for part in shares])
-            scales = [scale[place.row] for scale, place in zip(each, places, strict=True)]
         return [
-            place.codebook[torch.bucketize((values / scale).double(), place.middles)] * scale
-            for place, values, scale in zip(places, unrounded, scales, strict=True)
+            place.codebook[torch.bucketize((values / place.scales).double(), place.middles)] * place.scales
+            for place, values in zip(self.places.values(), unrounded, strict=True)
         ]
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a layer's survivors lie in ``memory`` [n], in which ``row`` each is [n], how many a row has but at least 1
-    (``counts`` [rows]), the levels, and where one becomes the nearest instead of the one before (``middles``)."""
+    """Where a layer's survivors lie in ``memory`` [n], their outputs' ``scales`` [n], the levels, and where one becomes
+    the nearest instead of the one before (``middles``)."""
 
     memory: Tensor
-    row: Tensor
-    counts: Tensor
+    scales: Tensor
     codebook: Tensor
     middles: Tensor
-
-
-def _sizes(place: _Place, values: Tensor) -> Tensor:
-    """The root mean square of each row's survivors [rows], summed in float64 as ``quantize.row_scales`` does."""
-    squares = torch.zeros_like(place.counts, dtype=torch.float64).index_add_(0, place.row, values.double().square())
-    return (squares / place.counts).sqrt()
 
 
 def stored(tensor: Tensor) -> Tensor:

@@ -161,6 +161,7 @@ def test_what_is_held_out_is_not_recovered_on(tmp_path) -> None:
         photos(tmp_path / "b")
     )
     assert not names(more.recovery) & names(more.validation)
+    assert names(more.recovery[: more.own]) == names(photos(tmp_path / "a"))
     assert names(more.tested) == {"c0.png", "c1.png"}
     assert more == photo_sets(str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "c"), held_out=3, seed=4)
     assert len(set(more.checksums.values())) == 3
