@@ -103,3 +103,16 @@ def test_a_network_shrinks_by_least_squares_alone_and_its_file_holds_it(net: nn.
 def test_an_unknown_layer_is_named(net: nn.Sequential) -> None:
     with pytest.raises(ValueError, match="'conv9'"):
         compensated(net, INPUTS, {"conv9": 0.5})
+
+
+@torch.no_grad()
+def test_a_sparse_network_rounded_with_compensation_is_where_training_begins(net: nn.Sequential) -> None:
+    rounded_net, levels = compensated(net, INPUTS, {}, bits=3, rounding=["0", "2", "5"], progress=False)
+    for name, layer in weight_layers(net).items():
+        assert torch.equal(weight_of(layer) != 0, weight_of(rounded_net.get_submodule(name)) != 0)
+    begun, before = Rounding(3, begun=levels), copy.deepcopy(rounded_net.state_dict())
+    with begun.applied(rounded_net):
+        assert all(torch.equal(before[name], tensor) for name, tensor in rounded_net.state_dict().items())
+    with Rounding(3).applied(net):
+        nearest = net(INPUTS)
+    assert (rounded_net(INPUTS) - net(INPUTS)).square().mean() < 0.7 * (nearest - net(INPUTS)).square().mean()
