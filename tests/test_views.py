@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from delib.views import Views, blended, coloured, repeats
+from delib.views import COLOUR, Views, blended, coloured, repeats
 
 CHANCE = torch.Generator()
 PHOTOS = [torch.full((3, 30, 50), 255, dtype=torch.uint8), torch.zeros(3, 90, 20, dtype=torch.uint8)]
@@ -40,6 +40,17 @@ def test_colours_vary_but_stay_near() -> None:
     image = torch.rand(3, 16, 16, generator=CHANCE.manual_seed(3))
     changed = coloured(image, CHANCE.manual_seed(4))
     assert 0.001 < (changed - image).abs().mean() < 0.25
+
+
+def test_colours_are_saturation_balance_contrast_and_brightness_in_turn() -> None:
+    image = 0.4 + 0.2 * torch.rand(3, 16, 16, generator=CHANCE.manual_seed(3))  # far from black and white: no clamping
+    light, contrast, colour, *balance = (2 * torch.rand(6, generator=CHANCE.manual_seed(4)) - 1).tolist()
+    grey = image.mean(0)
+    wanted = grey + (1 + COLOUR * colour) * (image - grey)
+    wanted = wanted * (1 + COLOUR / 4 * torch.tensor(balance)).view(3, 1, 1)
+    mean = wanted.mean()
+    wanted = (wanted - mean) * (1 + COLOUR * contrast) + mean * (1 + COLOUR * light)
+    torch.testing.assert_close(coloured(image, CHANCE.manual_seed(4)), wanted)
 
 
 def test_through_some_views_the_one_before_shows() -> None:
