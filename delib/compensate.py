@@ -53,11 +53,11 @@ def compensated(
     In the network's order each layer named in either gets its support by ADMM, its values by least squares and, if it
     is in ``rounding``, 2**``bits`` levels with one scale an output, each rounding error made up for by the weights
     still unrounded and by the bias. ``inputs`` [n, ...] are calibration inputs, run ``batch`` at a time. A layer in
-    ``rounding`` without a target keeps the teacher's survivors. ``focus`` and ``enough`` are those of
-    ``refit.moments``, ``iterations`` those of ADMM; ``watch`` is told of every sparse layer that is not rounded. With a
-    ``divergence`` ADMM counts an error of each output by how strongly that reacts to it (see ``assess.sensitivities``,
-    measured on ``LOOKED`` of the inputs); by default all outputs of a layer count alike. Raises ValueError on a layer
-    that the network lacks.
+    ``rounding`` without a target keeps the teacher's survivors. ``focus`` says, from the teacher's outputs, how much
+    positions count [n, rows, columns], and ``enough`` how many are (see ``refit.moments`` for both); ``iterations`` are
+    those of ADMM; ``watch`` is told of every sparse layer that is not rounded. With a ``divergence`` ADMM counts an
+    error of each output by how strongly that reacts to it (see ``assess.sensitivities``, measured on ``LOOKED`` of the
+    inputs); by default all outputs of a layer count alike. Raises ValueError on a layer that the network lacks.
     """
     layers = weight_layers(teacher)
     if unknown := sorted({*targets, *rounding} - set(layers)):
@@ -65,9 +65,10 @@ def compensated(
     student = copy.deepcopy(teacher).eval()
     levels: dict[str, LevelTensor] = {}
     names = [name for name in layers if name in targets or name in rounding]
+    maps = None if focus is None else torch.cat([focus(teacher(part)) for part in inputs.split(batch)])
     rows = _row_weights(teacher, {name: layers[name] for name in names if targets.get(name)}, inputs, divergence)
     for name in tqdm(names, unit="layer", disable=not progress or in_batch()):
-        sums = moments(student, teacher, name, inputs, batch, focus=focus, enough=enough)
+        sums = moments(student, teacher, name, inputs, batch, focus=maps, enough=enough)
         matrix = matrix_of(student.get_submodule(name))
         support, strength = _support(sums, matrix, targets.get(name, 0.0), rows.get(name), ridge, iterations)
         put_matrix(student.get_submodule(name), refit(sums, support, matrix, ridge))

@@ -18,10 +18,9 @@ what the layers before it broke.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,13 +138,28 @@ def _answers(layer: nn.Module, outputs: Tensor) -> Tensor:
     return outputs.movedim(1, -1).reshape(-1, outputs.shape[1])
 
 
-@contextmanager
-def _recorded(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    hook = layer.register_forward_hook(lambda _, args, output: calls.append((args[0].detach(), output.detach())))
+def _passed(
+    network: nn.Module, layer: nn.Module, inputs: Tensor, calls: float = math.inf
+) -> list[tuple[Tensor, Tensor]]:
+    """What the layer received and answered while the network ran, which ends at the ``calls``-th call of the layer."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def look(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((args[0].detach(), output.detach()))
+        if len(seen) == calls:
+            raise _Reached
+
+    hook = layer.register_forward_hook(look)
     try:
-        yield
+        with suppress(_Reached):
+            network(inputs)
     finally:
         hook.remove()
+    return seen
+
+
+class _Reached(Exception):
+    """A pass has gone as far as it must."""
 
 
 @torch.no_grad()
@@ -156,16 +170,16 @@ def moments(
     inputs: Tensor,
     batch: int = 64,
     *,
-    focus: Callable[[Any], Tensor] | None = None,
+    focus: Tensor | None = None,
     enough: float = math.inf,
 ) -> Moments:
     """The moments of layer ``name``: x from the student's layer, y from the teacher's, over ``inputs`` [n, ...].
 
-    Both networks run ``batch`` inputs at a time; at most one batch's activations of this layer and one piece of its
-    unfolded inputs are held. Products are summed in float64 below 2,048 weights a row, above that in float32.
-    ``focus`` says, from the teacher's outputs, how much the positions of a convolution's output count
-    [n, rows, columns], at any resolution; all alike by default. No more batches are run once ``enough`` vectors are
-    summed: an early layer has many positions on every photo.
+    Both networks run ``batch`` inputs at a time and as far as this layer; at most one batch's activations of it and one
+    piece of its unfolded inputs are held. Products are summed in float64 below 2,048 weights a row, above that in
+    float32. ``focus`` says for each input how much the positions of a convolution's output count [n, rows, columns], at
+    any resolution; all alike by default. No more batches are run once ``enough`` vectors are summed: an early layer has
+    many positions on every photo.
     """
     layer, model = student.get_submodule(name), teacher.get_submodule(name)
     rows, k = matrix_of(layer).shape
@@ -173,15 +187,13 @@ def moments(
     dtype = torch.float64 if k < 2048 else torch.float32
     zeros = lambda *shape: torch.zeros(*shape, dtype=dtype, device=weight_of(layer).device)  # noqa: E731
     gram, cross, energy, count = zeros(groups, k, k), zeros(rows, k), zeros(rows), 0
-    for part in inputs.split(batch):
-        ours: list[tuple[Tensor, Tensor]] = []
-        theirs: list[tuple[Tensor, Tensor]] = []
-        with _recorded(layer, ours):
-            student(part)
-        with _recorded(model, theirs):
-            goal = teacher(part)
+    calls = len(_passed(student, layer, inputs[:1]))  # a layer may be used more than once
+    for start in range(0, len(inputs), batch):
+        part = inputs[start : start + batch]
+        counts = None if focus is None else focus[start : start + batch, None]
+        ours, theirs = _passed(student, layer, part, calls), _passed(teacher, model, part, calls)
         for (x, _), (_, y) in zip(ours, theirs, strict=True):
-            roots = None if focus is None else F.adaptive_max_pool2d(focus(goal)[:, None], y.shape[2:]).sqrt()
+            roots = None if counts is None else F.adaptive_max_pool2d(counts, y.shape[2:]).sqrt()
             for vectors, answers in _pieces(layer, x, y, groups * k, roots):
                 gram += (vectors.mT @ vectors).to(dtype)
                 grouped = answers.view(len(answers), groups, -1).permute(1, 2, 0)

@@ -70,13 +70,34 @@ def test_the_error_is_the_squared_difference_of_outputs(name: str, piece: int, m
 
 @pytest.mark.parametrize("name", ["conv2d", "conv2d grouped"])
 @pytest.mark.parametrize("piece", [1, 1 << 24])
-def test_positions_count_as_the_focus_on_the_teachers_answer_says(name: str, piece: int, monkeypatch) -> None:
+def test_positions_count_as_the_focus_says(name: str, piece: int, monkeypatch) -> None:
     monkeypatch.setattr(module, "PIECE", piece)
     student, teacher, inputs = pair(name)
-    sums = moments(student, teacher, "0", inputs, batch=2, focus=lambda answer: answer[:, 0].abs())
     answers = teacher(inputs)
+    sums = moments(student, teacher, "0", inputs, batch=2, focus=answers[:, 0].abs())
     direct = ((student(inputs) - answers).square() * answers[:, :1].abs()).movedim(1, 0).flatten(1).sum(1)
     assert torch.allclose(sums.error(matrix_of(student[0])), direct.double(), rtol=1e-4)
+
+
+def test_all_uses_of_a_layer_count_and_nothing_runs_behind_the_last() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.behind = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.inner(self.inner(x).relu())
+            self.behind += len(y)
+            return self.last(y)
+
+    torch.manual_seed(0)
+    net, inputs = Twice(), torch.randn(6, 4)
+    sums = moments(net, net, "inner", inputs, batch=4)
+    x = torch.cat([inputs, net.inner(inputs).relu()])
+    x = torch.cat([x, torch.ones(12, 1)], 1)
+    assert sums.count == 12 and torch.allclose(sums.gram[0], (x.T @ x).double(), rtol=1e-5)
+    assert net.behind == 1  # to see how often the layer is used
 
 
 def test_enough_vectors_are_enough() -> None:
