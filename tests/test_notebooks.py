@@ -194,6 +194,8 @@ def test_the_detector_goes_the_whole_way_and_says_what_its_photos_are_worth(smok
     outputs = [output for cell in executed(smoke, "03_coco_yolov3") for output in cell.get("outputs", [])]
     text = " ".join("".join(output.get("text", "")) for output in outputs)
     assert "Only the two sample photos" in text
+    won = re.search(r"Cycles won: \{(.*?)\}", text)
+    assert won and sum(map(int, re.findall(r": (\d+)", won[1]))) == 2, "each unrounded part thins"
     assert not any(key.startswith("yolov3_tiny.") for key in record["metrics"]), "which would count for the claims"
 
 
