@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from delib.coco import Labels, sample_photos
 from delib.detect import Detections
@@ -47,6 +48,17 @@ def test_the_same_prompt_gives_the_same_mask() -> None:
     grabcut(photo, boxes.flip(0))
     assert torch.equal(first, grabcut(photo, boxes))
     assert torch.equal(first[2:], grabcut(photo, boxes[2:]))
+
+
+def test_boxes_a_little_apart_get_masks_a_little_apart() -> None:
+    photo = sample_photos()[1].read()
+    boxes = torch.tensor([[740.0, 40, 1150, 710], [100, 200, 1100, 710], [430, 430, 530, 720]])
+    first, chance = grabcut(photo, boxes), torch.Generator().manual_seed(0)
+    extents = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    moved = [boxes + 0.04 * extents * (torch.rand(boxes.shape, generator=chance) - 0.5) for _ in range(6)]
+    alike = torch.stack([mask_iou(first, grabcut(photo, others)) for others in moved])
+    overlaps = torch.stack([box_iou(boxes, others).diagonal() for others in moved])
+    assert alike.mean() > overlaps.mean()
 
 
 @pytest.mark.parametrize(
