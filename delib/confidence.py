@@ -41,35 +41,32 @@ def recalibrate(
     objectness: Platt's scaling (1999) with the slope kept. Within a head the order of detections stays as it was. Take
     inputs that neither network was trained on. Raises ValueError where a head is not the output of a layer with bias.
     """
-    biases = [bias_of(student.get_submodule(name)) for name in head_layers(student, inputs[:1])]
+    biases = _head_biases(student, inputs[:1])
     pairs = [_objectness(student, teacher, heads, part) for part in inputs.split(batch)]
     found = []
     for i, (head, bias) in enumerate(zip(heads, biases, strict=True)):
         ours, theirs = (torch.cat([pair[side][i] for pair in pairs]).double() for side in (0, 1))
         shift, weights = _shift(ours, theirs), theirs / theirs.sum()
-        assert bias is not None  # or head_layers had refused
         bias[4 :: 5 + head.classes] += shift
         found.append(Confidence(float((weights * theirs).sum()), float((weights * ours.sigmoid()).sum()), shift))
     return found
 
 
-def head_layers(network: nn.Module, example: Tensor) -> list[str]:
-    """The names of the layers whose outputs are the network's outputs, in that order. Raises ValueError where one is
-    not, or has no bias."""
-    made: dict[int, tuple[str, Tensor]] = {}  # holds the outputs, so that no other takes their identity
-    layers = {name: layer for name, layer in weight_layers(network).items() if bias_of(layer) is not None}
-    hooks = [
-        layer.register_forward_hook(lambda _, a, y, name=name: made.update({id(y): (name, y)}))
-        for name, layer in layers.items()
-    ]
+def _head_biases(network: nn.Module, example: Tensor) -> list[Tensor]:
+    """The biases of the layers whose outputs are the network's outputs, in that order."""
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # holds the outputs, so that no other takes their identity
+    note = lambda layer, _, output: made.update({id(output): (layer, output)})  # noqa: E731
+    hooks = [layer.register_forward_hook(note) for layer in weight_layers(network).values()]
     try:
         outputs = network(example)
     finally:
         for hook in hooks:
             hook.remove()
-    if any(id(output) not in made for output in outputs):
-        raise ValueError("heads can only be put right where every head is the output of a layer with a bias")
-    return [made[id(output)][0] for output in outputs]
+    biases = [bias_of(made[id(output)][0]) if id(output) in made else None for output in outputs]
+    known = [bias for bias in biases if bias is not None]
+    if len(known) < len(biases):
+        raise ValueError("confidences can only be shifted where every head is the output of a layer with a bias")
+    return known
 
 
 def _objectness(

@@ -67,13 +67,6 @@ class Rounding:
         arrays = {name: weight.cpu().numpy() for name, weight in self._weights(network).items()}
         return {name: with_levels(array, self.levels[name], self.scales[name]) for name, array in arrays.items()}
 
-    def settle(self, network: nn.Module) -> dict[str, LevelTensor]:
-        """Round the network for good, in place; returns ``tensors``."""
-        tensors = self.tensors(network)
-        for name, weight in self._weights(network).items():
-            weight.copy_(torch.from_numpy(tensors[name].dense()))
-        return tensors
-
     def state(self) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Levels and scales by layer, for ``resume``."""
         scales = {name: None if each is None else torch.from_numpy(each) for name, each in self.scales.items()}
@@ -127,9 +120,9 @@ def stored(tensor: Tensor) -> Tensor:
 def rounded(moments: Moments, support: Tensor, matrix: Tensor, levels: LevelTensor, ridge: float = RIDGE) -> Tensor:
     """A refitted matrix [rows, k] with each survivor at one of ``levels``, the others making up for its error.
 
-    Row by row, survivor by survivor, as GPTQ does (Frantar et al. 2022, algorithm 1), those first whose inputs are
-    largest: with U the upper Cholesky factor of the survivors' inverse Gram matrix, rounding w_j by δ moves all later w
-    by -δ U_j/U_jj. A bias column is not rounded. ``levels`` gives codebook and scales.
+    Row by row, survivor by survivor, as GPTQ does (Frantar et al. 2022, algorithm 1): with U the upper Cholesky factor
+    of the survivors' inverse Gram matrix, rounding w_j by δ moves all later w by -δ U_j/U_jj. A bias column is not
+    rounded. ``levels`` gives codebook and scales.
     """
     codebook = torch.from_numpy(levels.codebook).to(moments.gram)
     middles = (codebook[1:] + codebook[:-1]) / 2
@@ -138,13 +131,11 @@ def rounded(moments: Moments, support: Tensor, matrix: Tensor, levels: LevelTens
     extra = ridge * moments.gram.diagonal(dim1=1, dim2=2).mean(1)
     result = torch.zeros_like(matrix, dtype=codebook.dtype)
     last = matrix.shape[1] - 1 if moments.bias else -1
-    urgency = moments.gram.diagonal(dim1=1, dim2=2).clone()
-    if moments.bias:
-        urgency[:, last] = -1  # the bias comes last and absorbs what is left
     for rows, unsorted, _ in _batches(support):
-        group = rows // (len(support) // moments.groups)
-        columns = unsorted.gather(1, urgency[group].gather(1, unsorted).argsort(dim=1, descending=True, stable=True))
+        # Padding comes with the dead; sorting brings the bias, which absorbs what is left, to the end.
+        columns = unsorted.sort(1).values
         alive = support[rows].gather(1, columns)
+        group = rows // (len(support) // moments.groups)
         system = _sub_gram(moments, group, columns, alive, extra[group][:, None])
         factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(system)), upper=True)
         weights = matrix[rows].gather(1, columns).to(codebook) * alive
