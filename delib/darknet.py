@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delib.darknet_cfg import Section, parse_cfg, yolov3_cfg, yolov3_tiny_cfg
+from delib.letterbox import DARKNET
 
 # 16 times YOLOv3: nothing larger is allocated on the word of a cfg.
 MAX_VALUES = 1 << 30
@@ -96,7 +97,7 @@ class Darknet(nn.Module):
     Raises ValueError, naming the cfg's line, where the description is not one that delib can build.
     """
 
-    margin = 0.5  # darknet letterboxes with middle grey (src/image.c, letterbox_image)
+    letterboxing = DARKNET
 
     def __init__(self, sections: Sequence[Section]) -> None:
         super().__init__()

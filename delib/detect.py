@@ -1,4 +1,4 @@
-"""From photos to detections: letterboxing, decoding, suppression of duplicates; for any network that can decode."""
+"""From photos to detections: decoding and suppression of duplicates, for any network that can decode."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import batched_nms
+
+from delib.letterbox import Letterboxing, prepare
 
 
 class Detector(Protocol):
     """A network whose outputs can be read as boxes: ``delib.darknet.Darknet`` and ``delib.ultra.Ultra`` are such."""
 
     size: tuple[int, int]  # height and width of the input that the network prefers
-    margin: float  # the grey, 0..1, around photos of other proportions
+    letterboxing: Letterboxing  # how photos of other proportions are fitted into it
     training: bool
 
     def __call__(self, images: Tensor) -> Any: ...
@@ -51,56 +52,6 @@ class Detections:
     def above(self, confidence: float) -> Detections:
         """Those with at least this confidence."""
         return self[self.scores >= confidence]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a photo of (height, width) lies in its letterbox: multiplied by ``scale``, moved by (left, top)."""
-
-    scale: tuple[float, float]
-    offset: tuple[int, int]
-    photo: tuple[int, int]
-
-    def back(self, boxes: Tensor) -> Tensor:
-        """Boxes [n, 4] from the letterbox's pixels to the photo's, cut off at its edges."""
-        height, width = self.photo
-        boxes = (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
-        return boxes.clamp(boxes.new_zeros(4), boxes.new_tensor([width, height, width, height]))
-
-    def back_masks(self, logits: Tensor, size: tuple[int, int], boxes: Tensor) -> Tensor:
-        """Mask logits [n, rows, columns] over a letterbox of ``size`` as masks [n, *photo] (bool) inside ``boxes``."""
-        (left, top), (height, width) = self.offset, self.photo
-        inner = [round(height * self.scale[1]), round(width * self.scale[0])]
-        masks = torch.zeros(len(logits), height, width, dtype=torch.bool)
-        for mask, logit, box in zip(masks, logits, boxes.round().int().tolist(), strict=True):
-            full = F.interpolate(logit[None, None], size, mode="bilinear")
-            full = full[..., top : top + inner[0], left : left + inner[1]]
-            whole = F.interpolate(full, (height, width), mode="bilinear")[0, 0] > 0
-            x1, y1, x2, y2 = box
-            mask[y1:y2, x1:x2] = whole[y1:y2, x1:x2]
-        return masks
-
-
-def letterbox(photo: Tensor, size: tuple[int, int], margin: float = 0.5) -> tuple[Tensor, Placement]:
-    """A photo, uint8 [3, height, width], as the network takes it: float32 [3, *size] in 0..1, and where it lies.
-
-    It is scaled, bilinearly and without smoothing as darknet does, to fit ``size`` (height, width) with its
-    proportions kept, and centred; the rest is ``margin``. All on the photo's device.
-    """
-    height, width = photo.shape[1:]
-    scale = min(size[0] / height, size[1] / width)
-    new = (max(1, round(height * scale)), max(1, round(width * scale)))
-    inside = F.interpolate(photo[None].float() / 255, new, mode="bilinear", align_corners=False)[0]
-    top, left = (size[0] - new[0]) // 2, (size[1] - new[1]) // 2
-    canvas = torch.full((photo.shape[0], *size), margin, device=photo.device)
-    canvas[:, top : top + new[0], left : left + new[1]] = inside
-    return canvas, Placement((new[1] / width, new[0] / height), (left, top), (height, width))
-
-
-def prepare(photos: Sequence[Tensor], size: tuple[int, int], margin: float = 0.5) -> tuple[Tensor, list[Placement]]:
-    """Photos of any sizes as one batch [n, 3, *size] and their placements; see ``letterbox``."""
-    pairs = [letterbox(photo, size, margin) for photo in photos]
-    return torch.stack([canvas for canvas, _ in pairs]), [placement for _, placement in pairs]
 
 
 def suppress(boxes: Tensor, scores: Tensor, threshold: float, overlap: float, limit: int) -> tuple[Detections, Tensor]:
@@ -144,7 +95,7 @@ def detect(
     found = []
     try:
         for start in range(0, len(photos), batch):
-            images, placements = prepare(photos[start : start + batch], size, network.margin)
+            images, placements = prepare(photos[start : start + batch], size, network.letterboxing)
             outputs = network(images.to(device))
             boxes, scores = (tensor.cpu() for tensor in network.decode(outputs, size))
             for i, placement in enumerate(placements):

@@ -22,10 +22,10 @@ def scores(
     student: Sequence[Detections],
     labels: Sequence[Labels | None] = (),
 ) -> dict[str, float]:
-    """Retention at 0.25 and 0.5, invented detections, masks' agreement and, with ``labels``, AP50, as a flat dict.
+    """Retention at 0.25 and 0.5, invented detections, masks' agreement and, with ``labels``, AP and AP50: a flat dict.
 
     ``photos`` are uint8 RGB [3, height, width]; both sides were detected with threshold ``LEAST``. Photos of which
-    labels are None do not count for AP50; without any there is none.
+    labels are None do not count for average precision; without any there is none.
     """
     shown = [found.above(SHOWN) for found in teacher], [found.above(SHOWN) for found in student]
     result = compare(*shown)
@@ -46,8 +46,9 @@ def scores(
     known = [(i, label) for i, label in enumerate(labels) if label is not None]
     if any(len(label) for _, label in known):
         truth, sizes = [label for _, label in known], [(photos[i].shape[1], photos[i].shape[2]) for i, _ in known]
-        for name, found in (("teacher_ap50", teacher), ("ap50", student)):
-            marks[name] = average_precision([found[i] for i, _ in known], truth, sizes)["ap50"]
+        for side, found in (("teacher_", teacher), ("", student)):
+            precision = average_precision([found[i] for i, _ in known], truth, sizes)
+            marks |= {f"{side}{name}": precision[name] for name in ("ap", "ap50")}
     return marks
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from delib.letterbox import ULTRALYTICS
 from delib.records import write_bytes
 from delib.sources import DataUnavailable, cache_folder, download
 
@@ -34,7 +35,7 @@ class Ultra(nn.Module):
     """
 
     size = (640, 640)
-    margin = 114 / 255  # the grey with which ultralytics letterboxes its training images
+    letterboxing = ULTRALYTICS
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -155,4 +156,5 @@ def _library() -> Any:
     os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false", ULTRALYTICS_SAFE_LOAD="1")
     from ultralytics.nn import tasks
 
+    tasks.SAFE_LOAD = True  # type: ignore[attr-defined]  # the variable was read when ultralytics was first imported, which may have been elsewhere
     return tasks

@@ -27,7 +27,8 @@ from delib.darknet_weights import (
     value_count,
     write_weights,
 )
-from delib.detect import detect, letterbox
+from delib.detect import detect
+from delib.letterbox import letterbox
 from delib.networks import weight_layers
 from delib.opencv import OpenCV
 from delib.sources import DataUnavailable
@@ -169,10 +170,10 @@ def test_yolov3_tiny_agrees_with_opencv_on_a_photo(tmp_path) -> None:
 
 def test_opencv_detects_the_same_from_an_exported_file(tmp_path) -> None:
     network, path = random_weights(yolov3_tiny(), seed=1), tmp_path / "student.weights"
-    write_weights(network, path)
-    photos = [photo.read() for photo in sample_photos()]
+    _, cfg = export_darknet(network.state_dict(), path)
+    photos = [photo.read() for photo in sample_photos()[:2]]
     try:
-        witness = OpenCV("yolov3-tiny", path)
+        witness = OpenCV(cfg, path)
     except ValueError as absent:
         pytest.skip(str(absent))
     theirs = detect(witness, photos, threshold=0.3, batch=2)
@@ -183,7 +184,7 @@ def test_opencv_detects_the_same_from_an_exported_file(tmp_path) -> None:
     assert result.confidence_gap < 1e-3
     path.write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"student\.weights"):
-        OpenCV("yolov3-tiny", path)
+        OpenCV(cfg, path)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +340,9 @@ def test_boxes_are_decoded_as_the_paper_says() -> None:
 def test_a_student_is_written_for_darknet_and_others_are_refused(tmp_path) -> None:
     network = random_weights(yolov3_tiny(), seed=5)
     state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    assert export_darknet(state, tmp_path / "student.weights") == "yolov3-tiny"
+    cfg = tmp_path / "student.cfg"
+    assert export_darknet(state, tmp_path / "student.weights") == ("yolov3-tiny", cfg)
+    assert cfg.read_text() == yolov3_tiny_cfg()
     read = yolov3_tiny()
     read_weights(read, tmp_path / "student.weights")
     images = torch.rand(1, 3, 64, 64)
@@ -348,7 +351,13 @@ def test_a_student_is_written_for_darknet_and_others_are_refused(tmp_path) -> No
         export_darknet({"fc1.weight": np.zeros((3, 3))}, tmp_path / "x.weights")
     with pytest.raises(ValueError, match="do not fit"):
         export_darknet({**state, "c0.weight": np.zeros((3, 3))}, tmp_path / "x.weights")
+    with pytest.raises(ValueError, match=r"another suffix"):
+        export_darknet(state, tmp_path / "x.cfg")
+    (tmp_path / "x.cfg").write_text("[net]\n")
+    with pytest.raises(ValueError, match=r"x\.cfg: another cfg lies there"):
+        export_darknet(state, tmp_path / "x.weights")
     assert not (tmp_path / "x.weights").exists()
+    assert (tmp_path / "x.cfg").read_text() == "[net]\n"
 
 
 def test_the_network_can_be_trained_and_copied() -> None:
@@ -369,4 +378,11 @@ def test_the_command_line_exports_a_delib_file(tmp_path) -> None:
     assert result.exit_code == 0, result.output
     write_weights(network, tmp_path / "expected.weights")
     assert (tmp_path / "s.weights").read_bytes() == (tmp_path / "expected.weights").read_bytes()
+    _, by_darknet, by_opencv = result.output.strip().splitlines()
+    assert f"{tmp_path / 's.cfg'} {tmp_path / 's.weights'}" in by_darknet
+    names = eval(by_opencv.split("readNetFromDarknet")[1])
+    read = load_yolo(*names)
+    assert torch.equal(read.c0.weight, network.c0.weight)
+    with pytest.raises(ValueError, match=r"name its \.weights"):
+        load_yolo(names[0])
     assert CliRunner().invoke(app, [*command[:3], "onnx", command[4]]).exit_code == 2

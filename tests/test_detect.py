@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from delib.coco import Labels
 from delib.compare import average_precision, compare, match
-from delib.detect import Detections, detect, letterbox, suppress
+from delib.detect import Detections, detect, suppress
+from delib.letterbox import ULTRALYTICS, Letterboxing, letterbox
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -33,9 +34,10 @@ def random_detections(seed: int, n: int, classes: int = 3) -> Detections:
 
 
 @pytest.mark.parametrize("shape", [(100, 200), (200, 100), (37, 61), (416, 416), (1, 9)])
-def test_letterbox_keeps_proportions_and_leads_back(shape) -> None:
+@pytest.mark.parametrize("corners", [True, False])
+def test_letterbox_keeps_proportions_and_leads_back(shape, corners) -> None:
     photo = torch.full((3, *shape), 255, dtype=torch.uint8)
-    canvas, placement = letterbox(photo, (64, 96), 0.25)
+    canvas, placement = letterbox(photo, (64, 96), Letterboxing(0.25, corners))
     assert canvas.shape == (3, 64, 96)
     canvas = (canvas * 1e5).round() / 1e5
     inside = (canvas[0] == 1).nonzero()
@@ -48,7 +50,50 @@ def test_letterbox_keeps_proportions_and_leads_back(shape) -> None:
     assert abs(top - (64 - bottom)) <= 1
     assert abs(left - (96 - right)) <= 1
     back = placement.back(torch.tensor([[left, top, right, bottom], [-50.0, -50, 500, 500]]))
-    assert torch.allclose(back, torch.tensor([0, 0, shape[1], shape[0]]).float().expand(2, 4), atol=1e-4)
+    odd = 0.5 / scale if corners else 0  # half a margin pixel, as darknet counts it
+    assert torch.allclose(back, torch.tensor([0, 0, shape[1], shape[0]]).float().expand(2, 4), atol=odd + 1e-4)
+
+
+def darknet_letterbox(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """darknet, src/image.c: letterbox_image around resize_image, pixel by pixel as its loops go."""
+    channels, ih, iw = image.shape
+    h, w = size
+    nw, nh = (w, ih * w // iw) if w / iw < h / ih else (iw * h // ih, h)
+
+    def at(position: int, length: int, new: int) -> tuple[int, int, float]:
+        x = position * (length - 1) / (new - 1)
+        return int(x), min(int(x) + 1, length - 1), x - int(x)
+
+    out = np.full((channels, h, w), 0.5)
+    top, left = (h - nh) // 2, (w - nw) // 2
+    for y in range(nh):
+        y0, y1, fy = at(y, ih, nh)
+        for x in range(nw):
+            x0, x1, fx = at(x, iw, nw)
+            upper = image[:, y0, x0] * (1 - fx) + image[:, y0, x1] * fx
+            lower = image[:, y1, x0] * (1 - fx) + image[:, y1, x1] * fx
+            out[:, top + y, left + x] = upper * (1 - fy) + lower * fy
+    return out
+
+
+@given(st.integers(3, 90), st.integers(3, 90))
+@settings(max_examples=25, deadline=None)
+def test_letterbox_is_darknet_s_to_the_pixel(height: int, width: int) -> None:
+    photo = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(height)).to(torch.uint8)
+    if min(height, width) * 48 // max(height, width) < 2:
+        return  # the program itself divides by zero
+    ours, _ = letterbox(photo, (64, 48))
+    assert np.abs(ours.numpy() - darknet_letterbox(photo.numpy() / 255, (64, 48))).max() < 1e-4
+
+
+def test_letterbox_is_ultralytics_for_its_networks() -> None:
+    augment = pytest.importorskip("ultralytics.data.augment")
+    for height, width in ((424, 640), (333, 500), (512, 773), (90, 31)):
+        small = torch.randint(0, 256, (1, 3, 6, 8), generator=torch.Generator().manual_seed(width)).float()
+        photo = torch.nn.functional.interpolate(small, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)[0]
+        theirs = augment.LetterBox((416, 416), auto=False)(image=photo.permute(1, 2, 0).numpy())
+        ours, _ = letterbox(photo, (416, 416), ULTRALYTICS)
+        assert np.abs(ours.permute(1, 2, 0).numpy() - theirs / 255).max() < 0.01
 
 
 @given(st.integers(0, 10_000), st.integers(1, 25))
@@ -80,7 +125,7 @@ def test_suppression_takes_the_most_confident_of_too_many() -> None:
 class Spots(nn.Module):
     """Finds one box of class 1 wherever the photo is white, as confident as the white is bright."""
 
-    size, margin = (32, 32), 0.0
+    size, letterboxing = (32, 32), Letterboxing(0.0)
 
     def forward(self, images: Tensor) -> Tensor:
         assert not self.training
