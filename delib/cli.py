@@ -150,24 +150,29 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> Non
 def export(
     file: Annotated[Path, typer.Argument(help="A .delib file of a YOLOv3 or YOLOv3-tiny.")],
     out: Annotated[Path, typer.Argument(help="The file to write.")],
-    to: Annotated[Literal["darknet"], typer.Option("--format", help="darknet: a .weights file.")] = "darknet",
+    to: Annotated[
+        Literal["darknet"], typer.Option("--format", help="darknet: a .weights file and its .cfg.")
+    ] = "darknet",
 ) -> None:
-    """Write the network of a .delib file in the format of another runtime."""
+    """Write the network of a .delib file in the format of another runtime, and say how to run it there."""
     from delib import encode
     from delib.weights import export_darknet
 
     assert to == "darknet"
     tensors = encode.read(file).items()
     state = {name: t.dense() if isinstance(t, encode.LevelTensor) else t for name, t in tensors}
-    typer.echo(f"{out}: a {export_darknet(state, out)} for any darknet runtime")
+    name, cfg = export_darknet(state, out)
+    typer.echo(f"{out}: a {name} for any darknet runtime, described by {cfg}")
+    typer.echo(f"darknet: darknet detector test coco.data {cfg} {out} PHOTO -thresh 0.25 -out found")
+    typer.echo(f"OpenCV 4: cv2.dnn.readNetFromDarknet({str(cfg)!r}, {str(out)!r})")
 
 
 @app.command()
 def fetch(names: Annotated[list[str] | None, typer.Argument(help="Data sets; all if none is named.")] = None) -> None:
     """Get data sets and weights from the first source that answers, and verify them."""
-    from delib import datasets, weights
+    from delib import coco, datasets, weights
 
-    known = {**datasets.FILE_SETS, **weights.FILE_SETS}
+    known = {**datasets.FILE_SETS, **weights.FILE_SETS, **coco.FILE_SETS}
     for name in names or [name for name, files in known.items() if not files.optional]:
         if name not in known:
             raise ValueError(f"there is no data set `{name}`; choose from {', '.join(known)}")

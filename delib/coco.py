@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from delib.records import write_bytes
-from delib.sources import DataUnavailable, cache_folder, download
+from delib.sources import DataUnavailable, FileSet, cache_folder, debian_package, download, web
 
 # COCO's 80 classes, numbered as in the labels of YOLO networks.
 # fmt: off
@@ -32,9 +33,42 @@ CLASSES = (
 # fmt: on
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_DEEP = (1 << 16) - 1  # white, in 16-bit grey
 MAX_LABEL_BYTES = 4 << 20
 MAX_ZIP_BYTES = 256 << 20
 COCO128_URL = "https://github.com/ultralytics/assets/releases/download/v0.0.0/coco128.zip"
+
+# What darknet's authors show YOLOv3 on; their licence file says GPL-3+, MIT or WTFPL, as one likes. The checksums were
+# taken from the Debian package (the pinned archive is version 0.0.0+git20180914 for amd64, in Debian 12); whether the
+# authors' repository holds the same bytes could not be confirmed here.
+SAMPLE_FILES = FileSet(
+    "darknet-samples",
+    {
+        "dog.jpg": "5a9522051c3cec2bbd2f6323fccba32e8fbf3ddcc2b3e2fd46b04c720bc6f866",
+        "eagle.jpg": "f95f57297fd51a6c5ddceb5ed6916fa759d1d65f402fee34c05b31a9608755c0",
+        "giraffe.jpg": "00dc48a9b2af8a1fe4c4b79319726591f1033c7e1150f21e7577a79f3b6659f1",
+        "horses.jpg": "c8f0a677a1356569e2ce71d2fa88c1030c0ae57ecf5e14170e02d9a86a20dcb4",
+        "kite.jpg": "87410f52f79cc256c3949b48a3548632c07c8e9943468ef8caa6250f6643be8e",
+        "person.jpg": "cdcbab947e46110fc2b77784ac54ddbbab2640f1e44cb5e91fc8984a9793a7d1",
+        "scream.jpg": "dcab7bae866fbb396e01ab27a9c8d2d40b3e80911dafb05a5fa18d1bac6b8d17",
+    },
+    {
+        "the authors' repository": web(
+            {
+                f"{name}.jpg": f"https://raw.githubusercontent.com/pjreddie/darknet/master/data/{name}.jpg"
+                for name in ("dog", "eagle", "giraffe", "horses", "kite", "person", "scream")
+            }
+        ),
+        "Debian package darknet": debian_package(
+            "darknet",
+            "9ca14d36112d242a782bfed4104fa5adcd2ae8bc599ab610f42eb609ee125a01",
+            "usr/share/darknet/data/",
+        ),
+    },
+)
+
+FILE_SETS = {SAMPLE_FILES.name: SAMPLE_FILES}
+FETCH_SAMPLES = f"delib fetch {SAMPLE_FILES.name}"
 
 
 @dataclass(frozen=True)
@@ -62,13 +96,33 @@ class Photo:
     outlines: Labels | None = None
 
     def read(self) -> Tensor:
-        """The pixels, uint8 RGB [3, height, width], upright. Raises ValueError if it is not an image."""
+        """The pixels, uint8 RGB [3, height, width], upright; 16-bit grey is scaled to 8 bits.
+
+        Raises ValueError if the file is not an image, or if its pixels are no brightness of 8 or 16 bits.
+        """
         try:
             with Image.open(self.path) as image:
                 # exif_transpose: cameras store photos lying on their side and note it.
-                return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
+                upright = ImageOps.exif_transpose(image)
+                # Pillow's conversion of deep pixels to RGB cuts them off at 255. Only grey ones come as deep as that:
+                # of 16-bit colours it keeps the upper eight bits itself.
+                deep = upright.mode.startswith(("I", "F"))
+                pixels = np.array(upright if deep else upright.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self.path}: not an image that can be read ({error}); remove or replace it") from None
+        if deep:
+            pixels = np.repeat(self._eight_bits(pixels)[:, :, None], 3, axis=2)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _eight_bits(self, grey: np.ndarray) -> np.ndarray:
+        """Brightness in 0..65535 as the nearest one in 0..255, of which each is 257 times as much in 16 bits."""
+        if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > MAX_DEEP:
+            kind = "floating-point numbers" if grey.dtype.kind == "f" else f"from {grey.min()} to {grey.max()}"
+            raise ValueError(
+                f"{self.path}: its pixels are {kind}, whose black and white nobody says; "
+                f"save it with 8 bits, or with 16 (0 to {MAX_DEEP})"
+            )
+        return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def photos(folder: str | Path, limit: int | None = None) -> list[Photo]:
@@ -130,8 +184,9 @@ def read_labels(path: Path) -> Labels:
 
 
 def sample_photos() -> list[Photo]:
-    """The two photos that come with ultralytics, a street and a football coach, found without importing it.
+    """Nine photos: ultralytics' street and football coach, found without importing it, then darknet's seven.
 
+    The seven are fetched once. Where they can be neither found nor fetched, the two are all there is.
     Raises DataUnavailable if ultralytics is not installed.
     """
     spec = importlib.util.find_spec("ultralytics")
@@ -139,6 +194,9 @@ def sample_photos() -> list[Photo]:
     paths = [folder / name for name in ("bus.jpg", "zidane.jpg")]
     if not all(path.is_file() for path in paths):
         raise DataUnavailable("the sample photos come with ultralytics; install it, or name a folder of images")
+    with suppress(DataUnavailable):
+        further = SAMPLE_FILES.fetch()
+        paths += [further / name for name in SAMPLE_FILES.checksums]
     return [Photo(path) for path in paths]
 
 
@@ -210,9 +268,13 @@ def _pool(images: str) -> tuple[list[Photo], str]:
         reason = "asked for"
     except DataUnavailable as problem:
         reason = str(problem)
-    return sample_photos(), (
-        f"Only the two sample photos ({reason}). The student is made and measured on the same two: every number below "
-        "shows that the code works, none how good the student is on other photos."
+    several = sample_photos()
+    complete = len(several) > 2
+    count = "nine" if complete else "two"
+    return several, (
+        f"Only the {count} sample photos ({reason}), and {count} photos measure nothing. The student is made and "
+        f"measured on the same {count}: every number below shows that the code works, none how good the student is on "
+        "other photos." + ("" if complete else f" Seven more could not be had; connect and run `{FETCH_SAMPLES}`.")
     )
 
 

@@ -165,7 +165,10 @@ def pypi_archive(package: str, digest: str, prefix: str) -> Source:
 
 
 def debian_package(package: str, digest: str, prefix: str) -> Source:
-    """Gzipped files under ``prefix`` of a Debian package, on systems that have apt; it is unpacked, never installed."""
+    """Files under ``prefix`` of a Debian package, on systems that have apt; it is unpacked, never installed.
+
+    Debian gzips some of its packages' files: what is there as ``name.gz`` only is unzipped.
+    """
 
     def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
         if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
@@ -180,10 +183,16 @@ def debian_package(package: str, digest: str, prefix: str) -> Source:
             except (subprocess.SubprocessError, ValueError) as error:
                 raise OSError(f"apt-get download {package} failed; `apt-get update` may help") from error
             for name in names:
-                with gzip.open(Path(folder) / "unpacked" / prefix / f"{name}.gz") as file:
-                    yield name, file.read()
+                yield name, _plain(Path(folder) / "unpacked" / prefix / name)
 
     return source
+
+
+def _plain(path: Path) -> bytes:
+    zipped = path.with_name(f"{path.name}.gz")
+    if not (path.is_file() or zipped.is_file()):
+        raise OSError(f"the package lacks {path.name}")
+    return path.read_bytes() if path.is_file() else gzip.decompress(zipped.read_bytes())
 
 
 def _run(command: list[str], folder: str) -> None:

@@ -1,17 +1,24 @@
 """Photos and labels: any folder, both kinds of label line, and one clear line for what is neither."""
 
+import hashlib
 import io
+import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from delib import coco
-from delib.coco import CLASSES, photo_sets, photos, read_labels, sample_photos
-from delib.sources import DataUnavailable
+from delib.coco import CLASSES, Photo, photo_sets, photos, read_labels, sample_photos
+from delib.sources import DataUnavailable, FileSet
 
 
 def save(path: Path, size: tuple[int, int] = (6, 4), **options: object) -> Path:
@@ -85,8 +92,120 @@ def test_bad_folders_and_images_are_named(tmp_path) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_the_sample_photos_need_no_import_of_ultralytics() -> None:
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+@given(grey=arrays(np.uint16, st.tuples(st.integers(1, 5), st.integers(1, 5))))
+def test_sixteen_bits_become_the_nearest_eight(tmp_path_factory, mode: str, grey: np.ndarray) -> None:
+    path = tmp_path_factory.getbasetemp() / "deep.tif"
+    Image.fromarray(grey.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode])).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+    pixels = Photo(path).read()
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels, np.rint(grey / 65535 * 255)[None].repeat(3, axis=0))
+
+
+def test_a_sixteen_bit_png_looks_like_its_copy_of_eight_bits(tmp_path) -> None:
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    exif = Image.Exif()
+    exif[274] = 6  # lying on its side
+    Image.fromarray(eight).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(eight.astype(np.uint16) * 257).save(tmp_path / "b.png", exif=exif)
+    a, b = (photo.read() for photo in photos(tmp_path))
+    assert torch.equal(a, b)
+    assert b[0, 0, 0] == eight[-1, 0]
+
+
+def deep_png(samples: np.ndarray, colour: int) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow reads but does not write: ``samples`` [height, width, channels]."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, colour, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "rgb", "grey+a", "rgba"]
+)
+def test_no_sixteen_bit_png_is_cut_off(tmp_path, colour: int, channels: int) -> None:
+    ramp = np.linspace(0, 65535, 300).astype(np.uint16)
+    (tmp_path / "x.png").write_bytes(deep_png(ramp[None, :, None].repeat(channels, axis=2), colour))
+    pixels = photos(tmp_path)[0].read()
+    assert pixels.shape == (3, 1, 300)
+    assert np.abs(pixels.numpy() - ramp / 257).max() <= 1, "Pillow rounds colours down, grey is rounded here"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "why"),
+    [
+        (np.array([[0, 65536]], np.int32), "from 0 to 65536"),
+        (np.array([[-1, 7]], np.int32), "from -1 to 7"),
+        (np.array([[0.0, 1.0]], np.float32), "floating-point"),
+    ],
+)
+def test_pixels_without_a_known_white_are_refused(tmp_path, pixels: np.ndarray, why: str) -> None:
+    Image.fromarray(pixels).save(tmp_path / "odd.tif")
+    with pytest.raises(ValueError, match=rf"odd\.tif: .*{why}.*save it with 8 bits") as refusal:
+        Photo(tmp_path / "odd.tif").read()
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+def test_photos_with_alpha_or_a_palette_are_read(tmp_path, mode: str) -> None:
+    Image.new("RGB", (5, 3), (255, 255, 255)).convert(mode).save(tmp_path / "x.png")
+    pixels = photos(tmp_path)[0].read()
+    assert pixels.shape == (3, 3, 5)
+    assert (pixels == 255).all()
+
+
+SEVEN = ["dog.jpg", "eagle.jpg", "giraffe.jpg", "horses.jpg", "kite.jpg", "person.jpg", "scream.jpg"]
+
+
+def test_without_a_network_the_sample_photos_are_those_of_ultralytics(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DELIB_OFFLINE", "1")
+    monkeypatch.setenv("DELIB_DATA", str(tmp_path))
     assert [tuple(photo.read().shape) for photo in sample_photos()] == [(3, 1080, 810), (3, 720, 1280)]
+
+
+def test_the_sample_photos_are_two_and_the_seven_of_darknet() -> None:
+    try:
+        coco.SAMPLE_FILES.fetch()
+    except DataUnavailable as absent:
+        pytest.skip(str(absent))
+    several = sample_photos()
+    assert [photo.path.name for photo in several] == ["bus.jpg", "zidane.jpg", *SEVEN]
+    assert several[2].read().shape == (3, 576, 768)
+    assert photo_sets("samples").tested == several
+
+
+@pytest.fixture
+def seven(tmp_path, monkeypatch) -> list[str]:
+    """Stand-ins for darknet's photos, from a source that writes down what it was asked for."""
+    monkeypatch.setenv("DELIB_DATA", str(tmp_path / "cache"))
+    monkeypatch.delenv("DELIB_OFFLINE", raising=False)
+    content = {name: save(tmp_path / name).read_bytes() for name in coco.SAMPLE_FILES.checksums}
+    asked: list[str] = []
+
+    def source(missing: list[str]) -> Iterator[tuple[str, bytes]]:
+        asked.extend(missing)
+        yield from ((name, content[name]) for name in missing)
+
+    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+    monkeypatch.setattr(coco, "SAMPLE_FILES", FileSet("darknet-samples", checksums, {"here": source}))
+    return asked
+
+
+def test_the_seven_are_fetched_once_and_nine_photos_measure_nothing(seven: list[str], monkeypatch) -> None:
+    sets = photo_sets("samples")
+    assert [photo.path.name for photo in sets.tested] == ["bus.jpg", "zidane.jpg", *SEVEN]
+    assert sets.recovery == sets.validation == sets.tested
+    assert "Only the nine sample photos (asked for)" in sets.note
+    assert "nine photos measure nothing" in sets.note
+    monkeypatch.setenv("DELIB_OFFLINE", "1")
+    assert photo_sets("samples") == sets
+    assert seven == SEVEN
 
 
 def archive(*names: str) -> bytes:
@@ -172,4 +291,8 @@ def test_samples_stand_in_and_say_so(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DELIB_DATA", str(tmp_path))
     for sets in (photo_sets("samples"), photo_sets()):
         assert names(sets.recovery) == names(sets.tested) == {"bus.jpg", "zidane.jpg"}
+        assert "Only the two sample photos" in sets.note
+        assert "two photos measure nothing" in sets.note
         assert "none how good" in sets.note
+        assert "delib fetch darknet-samples" in sets.note
+        assert str(tmp_path) not in sets.note, "reports show it, and tell nobody's folders"

