@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delib.records import project_root, read_records, write_bytes
+from delib.records import project_root, read_record, read_records, write_bytes
 
 MARKERS = ("<!-- claims -->", "<!-- /claims -->")
 SOURCES = {"paper": "The paper (abstract)", "project": "This project"}
@@ -64,19 +64,28 @@ class Claim:
         return f"{COMPARISONS[self.comparison][0]} {UNITS[self.unit](self.threshold)}"
 
 
+def students_folder() -> Path:
+    """Where the students that ship lie, each beside the record of how it was made and what was measured."""
+    return project_root() / "data" / "students"
+
+
 def claims_path() -> Path:
     """Where the list of claims stands."""
     return project_root() / "reports" / "claims.toml"
 
 
 def read_claims(run: str | Path) -> list[Claim]:
-    """The claims with what the records of ``run`` measured for them. Raises ValueError on a malformed list."""
+    """The claims with what was measured for them: by the records of ``run``, or by those of the students that ship.
+
+    Raises ValueError on a malformed list or record.
+    """
     path = claims_path()
     if not path.is_file():
         return []
+    students = {f"students/{file.stem}": read_record(file) for file in sorted(students_folder().glob("*.json"))}
     metrics = {
-        f"{notebook}:{name}": value
-        for notebook, record in read_records(run).items()
+        f"{source}:{name}": value
+        for source, record in (read_records(run) | students).items()
         for name, value in record["metrics"].items()
     }
     try:

@@ -9,7 +9,7 @@ import json
 import math
 import tokenize
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,29 @@ def conform(value: Any, default: Any) -> Any:
         first = next(iter(default.values()))
         return {k: conform(v, first) for k, v in value.items()} if _uniform(list(default.values())) else value
     return value
+
+
+def named_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """The files and folders there are that texts among the values name, as seen from ``folder``, by these texts."""
+    found = {text: _path(text, folder) for value in values.values() for text in _texts(value)}
+    return {text: path for text, path in found.items() if path is not None}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a literal, however deep, keys of dicts included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for element in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(element)
+
+
+def _path(text: str, folder: Path) -> Path | None:
+    try:
+        path = folder / Path(text).expanduser()
+        return path if text.strip() and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long for a name, a NUL in it, the home of nobody
+        return None
 
 
 def _uniform(values: list[Any]) -> bool:

@@ -12,10 +12,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 RECORDED_PACKAGES = ("delib", "torch", "torchvision", "numpy", "constriction", "papermill")
+# Folder of reports for notebooks that are played with, outside the runner.
+LAB = "lab"
+# Files and folders of a folder that its digest covers: enough for photos, and soon counted if someone names a disk.
+MOST_ENTRIES = 100_000
+# What file managers and JupyterLab leave in a folder that one only looked into.
+LITTER = (".DS_Store", "Thumbs.db", ".ipynb_checkpoints")
 
 
 def project_root() -> Path:
@@ -56,6 +63,32 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: Path) -> str:
+    """A hash that changes with a file's content, or with what a folder holds; empty for all else.
+
+    Of a folder's first ``MOST_ENTRIES`` it takes names, sizes and times of change, not contents: reading thousands of
+    photos would take longer than many a run that it saves.
+    """
+    try:
+        if path.is_dir():
+            listing = list(islice(_entries(path), MOST_ENTRIES))
+            return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        return sha256(path) if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Relative path, size and time of change of all that a folder holds, in a fixed order; folders have size -1."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(set(folders) - set(LITTER))
+        yield os.path.relpath(parent, folder), -1, 0
+        for name in sorted(set(files) - set(LITTER)):
+            file = os.path.join(parent, name)
+            found = os.stat(file) if os.path.exists(file) else os.lstat(file)
+            yield os.path.relpath(file, folder), found.st_size, found.st_mtime_ns
 
 
 def in_batch() -> bool:
@@ -102,10 +135,11 @@ def record_path(run: str | Path, notebook: str) -> Path:
 def read_records(run: str | Path) -> dict[str, dict[str, Any]]:
     """All records of a run by notebook name, in the notebooks' order. Raises ValueError on a bad one, naming it."""
     folder = record_path(run, "any").parent
-    return {path.stem: _read_record(path) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """One record. Raises ValueError, naming the file, where it is none."""
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record["metrics"], dict):
@@ -148,8 +182,11 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where this run's own files go: ``$DELIB_RUN`` if the runner set it, else ``reports/<profile>``."""
-        return report_folder(os.environ.get("DELIB_RUN") or str(self.parameters["profile"]))
+        """Where this run's own files go: ``$DELIB_RUN`` if the runner set it, else ``reports/lab``.
+
+        In JupyterLab any value may have been changed by hand, so nothing made there passes for a profile's result.
+        """
+        return report_folder(os.environ.get("DELIB_RUN") or LAB)
 
     def checkpoint(self, name: str) -> Path:
         """A file for work that is not done yet, from which an interrupted run goes on; ``write`` removes it.

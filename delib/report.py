@@ -8,20 +8,23 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from delib import claims
+from delib import claims, runner
 from delib.pages import Page, read_page
+from delib.parameters import PROFILES
 from delib.records import read_records, report_folder, write_bytes
 
 
 def compile_report(run: str | Path = "quick") -> Path:
     """Write ``index.html`` and a page for each executed notebook of ``reports/<run>``; returns the index's path.
 
-    Executes nothing. Raises ValueError if no notebook was run, or if a page would load anything from elsewhere.
+    Executes nothing. Raises ValueError if no notebook was run, if a result is not as the runner left it, or if a page
+    would load anything from elsewhere.
     """
     folder = report_folder(run)
     executed = [path for path in sorted((folder / "notebooks").glob("[0-9]*.ipynb")) if ".failed" not in path.name]
     if not executed:
         raise ValueError(f"{folder} holds no executed notebook; make it with `delib report --profile {folder.name}`")
+    runner.check_results(run)
     pages, records = [read_page(path) for path in executed], read_records(run)
     environment = _environment()
     _remove_strays(folder, pages)
@@ -40,13 +43,15 @@ def compile_report(run: str | Path = "quick") -> Path:
 
 
 def publish_reference(run: str = "quick") -> Path:
-    """Copy a compiled report, its pages and records, to ``reports/reference``, and its numbers into README's table.
+    """Copy a profile's report, its pages and records, to ``reports/reference``, and its numbers into README's table.
 
-    Returns the reference's index. Raises ValueError if ``run`` was not compiled.
+    Returns the reference's index. Raises ValueError if a result is not what that profile makes of the notebooks now.
     """
-    source, target = report_folder(run), report_folder("reference")
-    if not (source / "index.html").is_file():
-        raise ValueError(f"{source} holds no report; make it with `delib report --profile {run}`")
+    if run not in PROFILES:
+        raise ValueError(f"`{run}` is no profile; only the report of a profile becomes the reference")
+    # Compiled anew, so that pages and records are of the same runs.
+    source, target = compile_report(run).parent, report_folder("reference")
+    runner.check_results(run, current=True)
     shutil.rmtree(target, ignore_errors=True)
     for path in [*source.glob("*.html"), *source.glob("records/*.json")]:
         write_bytes(target / path.relative_to(source), path.read_bytes())

@@ -18,15 +18,22 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-from delib.parameters import PROFILES, check_parameters, profile_parameters, read_cells, read_parameters
-from delib.records import package_versions, project_root, read_records, record_path, report_folder, write_bytes
+from delib.parameters import PROFILES, check_parameters, named_paths, profile_parameters, read_cells, read_parameters
+from delib.records import (
+    digest,
+    package_versions,
+    project_root,
+    read_records,
+    record_path,
+    report_folder,
+    sha256,
+    write_json,
+)
 
 # Modules that no notebook imports: changing them makes no result stale.
 AROUND = ("__main__", "claims", "cli", "pages", "parameters", "report", "runner")
-# Folders of reports that a run with parameters of its own must not write to.
+# Folders of reports that hold a profile's own results, which no other run may replace.
 PROTECTED = (*PROFILES, "reference")
-
-
 # Notebooks that run at a time. Each then keeps to one thread on a laptop's cores, of which there are two at least: a
 # third notebook keeps both of them busy until the end.
 JOBS = 3
@@ -90,23 +97,28 @@ def run(
     given = check_parameters(path, parameters or {}, text=text)
     if "profile" in given:
         raise ValueError("`profile` is not given as a parameter; choose it with --profile")
-    folder = report_folder(into or (f"{profile}-custom" if given else profile)).resolve()
-    if given and folder in [report_folder(name).resolve() for name in PROTECTED]:
-        raise ValueError(f"`{into}` holds a profile's own results; give a run with other parameters another folder")
-    defaults = {name: parameter.default for name, parameter in read_parameters(path).items()}
+    folder = _folder_for(profile, bool(given), into)
     chosen = {**profile_parameters(path, profile), **given}
-    values = {name: value for name, value in chosen.items() if value != defaults[name]}
-    result = Result(folder / "notebooks" / path.name, record_path(folder, path.stem), reused=False)
-    stamp, fingerprint = result.record.with_suffix(".fingerprint"), _fingerprint(path, values)
-    if not force and result.notebook.is_file() and result.record.is_file() and _read(stamp) == fingerprint:
-        return Result(result.notebook, result.record, reused=True)
+    made_from, own = fingerprint(path, chosen), "" if given else profile
+    executed, record, stamp = _files(folder, path.stem)
+    if not force and _unspoilt(folder, path.stem) == (made_from, own):
+        return Result(executed, record, reused=True)
     stamp.unlink(missing_ok=True)
-    before = _modified(result.record)
-    _execute(path, result.notebook, values, folder)
-    if _modified(result.record) == before:
+    before = _modified(record)
+    _execute(path, executed, _changed(path, chosen), folder)
+    if _modified(record) == before:
         raise RunFailed(f"{path.stem} ran but left no record; its last cell must call `run.write()`")
-    write_bytes(stamp, fingerprint.encode())
-    return result
+    write_stamp(folder, path.stem, made_from, own)
+    return Result(executed, record, reused=False)
+
+
+def _folder_for(profile: str, custom: bool, into: str | Path | None) -> Path:
+    """Where a run's results go. Raises ValueError if they would replace those of a profile that it is not."""
+    folder = report_folder(into or (f"{profile}-custom" if custom else profile)).resolve()
+    for name in PROTECTED:
+        if folder == report_folder(name).resolve() and (custom or name != profile):
+            raise ValueError(f"`{into}` holds a profile's own results; give a run with other parameters another folder")
+    return folder
 
 
 def run_all(
@@ -159,13 +171,20 @@ def _begin_worker(temporary: str, threads: int) -> None:
     tempfile.tempdir = temporary
 
 
-def _fingerprint(notebook: Path, values: Mapping[str, Any]) -> str:
-    """One hash of everything that a result depends on: cells, values, delib's sources, the packages' versions."""
+def fingerprint(notebook: Path, chosen: Mapping[str, Any]) -> str:
+    """One hash of everything that a result depends on, where ``chosen`` are parameters with other values than default.
+
+    That is: the cells, the values, the files and folders that these name, the modules beside the notebook, delib's
+    sources, and the packages' versions.
+    """
     lock = project_root() / "requirements.lock"
     sources = sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem not in AROUND)
+    named = named_paths({**_defaults(notebook), **chosen}, notebook.parent)
     parts = [
         [[cell["cell_type"], cell["source"]] for cell in read_cells(notebook)],
-        values,
+        _changed(notebook, chosen),
+        {text: digest(path) for text, path in named.items()},
+        {str(path.relative_to(notebook.parent)): digest(path) for path in _modules_beside(notebook)},
         [[path.name, path.read_text(encoding="utf-8")] for path in sources],
         package_versions(),
         lock.read_text(encoding="utf-8") if lock.is_file() else "",
@@ -173,9 +192,85 @@ def _fingerprint(notebook: Path, values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def _defaults(notebook: Path) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in read_parameters(notebook).items()}
+
+
+def _changed(notebook: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen values that are not the defaults."""
+    defaults = _defaults(notebook)
+    return {name: value for name, value in chosen.items() if value != defaults[name]}
+
+
+def _modules_beside(notebook: Path) -> list[Path]:
+    """What a cell may import from the notebook's folder: modules, and packages with all that is in them."""
+    packages = [path.parent for path in notebook.parent.glob("*/__init__.py")]
+    modules = [*notebook.parent.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
+    return sorted(path for path in modules if not path.name.startswith("."))
+
+
+def _files(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    """The files of one result: the executed notebook, its record, and the stamp that the runner put beside it."""
+    record = record_path(folder, name)
+    return folder / "notebooks" / f"{name}.ipynb", record, record.with_suffix(".fingerprint")
+
+
+def write_stamp(folder: Path, name: str, made_from: str, profile: str) -> None:
+    """Say of a result what it was made from, and which two files it consists of, so that no other passes for it.
+
+    ``made_from`` is its fingerprint; ``profile`` is empty if it was run with parameters of its own.
+    """
+    executed, record, stamp = _files(folder, name)
+    content = {"fingerprint": made_from, "profile": profile, "notebook": sha256(executed), "record": sha256(record)}
+    write_json(stamp, content)
+
+
+def _unspoilt(folder: Path, name: str) -> tuple[str, str] | None:
+    """Fingerprint and profile of a result; None if a file is missing or is not the one that the runner left."""
+    executed, record, stamp = _files(folder, name)
+    try:
+        left = json.loads(stamp.read_text(encoding="utf-8"))
+        if (left["notebook"], left["record"]) == (sha256(executed), sha256(record)):
+            return left["fingerprint"], left["profile"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def check_results(run: str | Path, *, current: bool = False) -> None:
+    """Refuse results that a report must not show: ValueError names the first, and the mend.
+
+    Notebook, record and stamp of each must be those that the runner left together, in a profile's folder with that
+    profile's own values, and, with ``current``, what the profile makes of ``notebooks/`` as they are now.
+    """
+    folder = report_folder(run)
+    profile = next((name for name in PROFILES if folder.resolve() == report_folder(name).resolve()), None)
+    present = {notebook.stem: notebook for notebook in notebooks()}
+    for name in _results(folder):
+        source, left = present.get(name), _unspoilt(folder, name)
+        if left is None:
+            wrong = "is not what the runner left there"
+        elif profile and left[1] != profile:
+            wrong = "was made with other parameters"
+        elif current and (source is None or left[0] != fingerprint(source, profile_parameters(source, str(profile)))):
+            wrong = "was made from something else than stands in notebooks/ and delib/ now"
+        else:
+            continue
+        where = f"--profile {profile}" if profile else f"--into {run}"
+        mend = f"run it again with `delib run {name} {where} --force`" if source else "delete its files"
+        raise ValueError(f"{name}: its notebook or record in {folder} {wrong}; {mend}")
+
+
+def _results(folder: Path) -> list[str]:
+    """Names of all results in a folder of reports, whole or not."""
+    executed = [path.stem for path in (folder / "notebooks").glob("*.ipynb") if not path.stem.endswith(".failed")]
+    return sorted({*(name for name in executed if not name.startswith(".")), *read_records(folder)})
+
+
 def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: Path) -> None:
     """Run the notebook under a temporary name, renamed to ``executed``, or to ``<name>.failed.ipynb`` if it stops."""
     import papermill
+    from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
@@ -185,9 +280,11 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
     try:
         variables = {"DELIB_BATCH": "1", "DELIB_RUN": str(folder), "TQDM_DISABLE": "1"}
         with (
-            _environment(**variables, PYDEVD_DISABLE_FILE_VALIDATION="1"),
-            tempfile.TemporaryDirectory(prefix="delib-") as sockets,  # of its own: kernels run side by side
+            tempfile.TemporaryDirectory(prefix="delib-") as own,  # as kernels run side by side
+            _environment(**variables, PYDEVD_DISABLE_FILE_VALIDATION="1", JUPYTER_PATH=own),
         ):
+            # The Python that runs this, whichever other one is registered as `python3` elsewhere.
+            write_kernel_spec(f"{own}/kernels/python3")
             papermill.execute_notebook(
                 str(notebook),
                 str(working),
@@ -197,7 +294,7 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
                 cwd=str(notebook.parent),
                 request_save_on_cell_execute=False,  # no half-written file, whatever ends this process
                 # Between processes of this machine, not over TCP, where other users could read along.
-                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{own}/kernel"}),
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 progress_bar={"leave": False} if sys.stderr.isatty() else False,
             )
@@ -231,10 +328,6 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
 
 
 def _modified(path: Path) -> int:

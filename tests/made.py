@@ -10,6 +10,8 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from PIL import Image
 
+from delib import runner
+from delib.parameters import profile_parameters
 from delib.records import write_json
 
 
@@ -28,7 +30,7 @@ def printed(text: str, stream: str = "stdout") -> Any:
 
 
 def executed(project: Any, name: str, *cells: Any, title: str = "A toy", run: str = "quick") -> Path:
-    """An executed notebook and its record, as the runner leaves them."""
+    """An executed notebook, its record and its stamp, as the runner leaves them of a notebook in ``notebooks/``."""
     book = nbformat.v4.new_notebook()
     book.cells = [new_markdown_cell(f"# {title}\n\nWhat *will* be seen, for $x^2$.\n\nMore."), *cells]
     path: Path = project.reports / run / "notebooks" / f"{name}.ipynb"
@@ -48,4 +50,13 @@ def executed(project: Any, name: str, *cells: Any, title: str = "A toy", run: st
         "metrics": {"toy.accuracy": 0.97},
     }
     write_json(project.reports / run / "records" / f"{name}.json", record)
+    project.notebook(name)
+    stamp(project, name, run)
     return path
+
+
+def stamp(project: Any, name: str, run: str = "quick") -> None:
+    """What the runner would say of these files if it had just left them."""
+    source = project.root / "notebooks" / f"{name}.ipynb"
+    made_from = runner.fingerprint(source, profile_parameters(source, run))
+    runner.write_stamp(project.reports / run, name, made_from, run)

@@ -245,9 +245,11 @@ def test_report_runs_the_sequence_and_prints_the_index_alone_on_stdout(delib: An
     assert index.is_file()
     assert delib("report", "--profile", "smoke") == (0, f"{index}\n", "10_toy (smoke) … up to date\n")
     (project.reports / "smoke" / "records" / "10_toy.json").write_text("{")
+    assert delib("report", "--profile", "smoke") == (0, f"{index}\n", "10_toy (smoke) … done\n")
+    (project.reports / "smoke" / "records" / "11_gone.json").write_text("{")
     code, out, err = delib("report", "--profile", "smoke")
     assert (code, out) == (1, "")
-    assert "10_toy.json: not a record" in err.splitlines()[-1]
+    assert "11_gone.json: not a record" in err.splitlines()[-1]
 
 
 def test_report_on_broken_notebooks_is_one_line(delib: Any, project: Any) -> None:

@@ -54,6 +54,17 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
     assert json.loads(path.read_text()) == {"a": 1}
 
 
+def test_a_disk_that_a_parameter_names_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        write_bytes(tmp_path / "disk" / f"{number}.jpg", b"x")
+    whole = records.digest(tmp_path / "disk")
+    monkeypatch.setattr(records, "MOST_ENTRIES", 3)
+    first = records.digest(tmp_path / "disk")
+    assert first != whole
+    (tmp_path / "disk" / "9.jpg").touch()
+    assert records.digest(tmp_path / "disk") == first
+
+
 def made_run(**more: object) -> Run:
     return Run("10_toy", {"profile": "smoke", "seed": 3, **more})
 
@@ -111,10 +122,10 @@ def test_a_record_tells_how_to_repeat_the_run(tmp_path: Path, monkeypatch: pytes
     assert record["git_revision"]
 
 
-def test_without_the_runner_a_run_writes_to_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_runner_a_run_writes_to_the_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELIB_HOME", str(tmp_path))
     monkeypatch.delenv("DELIB_RUN", raising=False)
-    assert made_run().folder == tmp_path / "reports" / "smoke"
+    assert made_run().folder == tmp_path / "reports" / "lab", "never to a profile, whose values it may not have"
 
 
 def test_records_come_in_the_notebooks_order_and_a_broken_one_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import executed, png, printed, shown
+from made import executed, png, printed, shown, stamp
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
 from delib.explore import Explorer, Frame
@@ -189,6 +189,8 @@ def test_the_browser_refuses_what_a_page_would_load_by_script(browser: Any, proj
 def test_a_failed_notebook_and_a_page_of_one_that_is_gone_are_no_part(project: Any, report: Path) -> None:
     folder = project.reports / "quick"
     (folder / "notebooks" / "00_first.ipynb").rename(folder / "notebooks" / "00_first.failed.ipynb")
+    for left in folder.glob("records/00_first.*"):
+        left.unlink()
     compile_report("quick")
     assert sorted(path.name for path in folder.glob("*.html")) == ["01_toy.html", "index.html"]
 
@@ -203,6 +205,7 @@ def test_without_a_run_the_command_that_makes_one_is_named(project: Any) -> None
 @pytest.mark.parametrize("broken", ["", "{", '{"nbformat": 4, "cells": [{"source": "x"}]}', '{"nbformat": 4}'])
 def test_a_broken_notebook_is_named_in_one_line(project: Any, report: Path, broken: str) -> None:
     (project.reports / "quick" / "notebooks" / "01_toy.ipynb").write_text(broken)
+    stamp(project, "01_toy")
     with pytest.raises(ValueError, match=r"01_toy\.ipynb") as refusal:
         compile_report("quick")
     assert "\n" not in str(refusal.value)
@@ -213,6 +216,7 @@ def test_a_broken_output_is_named_in_one_line(project: Any) -> None:
     content = json.loads(path.read_text())
     content["cells"][1]["outputs"] = [{"output_type": "display_data"}]
     path.write_text(json.dumps(content))
+    stamp(project, "00_a")
     with pytest.raises(ValueError, match=r"00_a\.ipynb"):
         compile_report("quick")
 
@@ -231,7 +235,7 @@ def test_the_reference_is_the_report_and_its_numbers(project: Any, report: Path)
 
 
 def test_there_is_no_reference_without_a_report(project: Any) -> None:
-    with pytest.raises(ValueError, match=r"holds no report; make it with `delib report --profile quick`"):
+    with pytest.raises(ValueError, match=r"holds no executed notebook; make it with `delib report --profile quick`"):
         publish_reference("quick")
 
 

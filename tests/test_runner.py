@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import papermill
 import pytest
 
 from delib import runner
+from delib.report import compile_report, publish_reference
 from delib.runner import Result, RunFailed, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,6 +146,47 @@ def test_other_versions_or_another_lock_make_results_stale(
     assert run("10_toy", "smoke").reused
 
 
+def test_a_run_notices_modules_beside_the_notebook_and_what_parameters_name(
+    project: Any, executions: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(path: Path, text: str = "x") -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def runs_again() -> bool:
+        return not run("10_toy", "smoke").reused
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    named = '\nphotos = "photos"  # folder\nrates = {"a": ["~/rates.csv"]}  # files\ntext = "no file"  # of no weight'
+    beside = project.notebook("10_toy", RECORD, parameters=PARAMETERS + named).parent
+    changes = {
+        "a module beside it": beside / "helper.py",
+        "a package beside it": beside / "tools" / "__init__.py",
+        "a module in that": beside / "tools" / "inner" / "deep.py",
+        "a folder that a default names, seen from the notebook": beside / "photos" / "a.jpg",
+        "one photo more, in a folder of that": beside / "photos" / "more" / "b.jpg",
+        "a file that a dict names, from home": tmp_path / "home" / "rates.csv",
+    }
+    assert runs_again()
+    for said, path in changes.items():
+        for text in ("x = 1", "x = 22"):
+            change(path, text)
+            assert runs_again(), said
+        assert not runs_again(), said
+    (beside / "photos" / "a.jpg").unlink()
+    assert runs_again(), "a photo less"
+    for path in (beside / "notes" / "scratch.py", beside / "notes.txt", beside / "photos" / ".DS_Store"):
+        change(path)
+        assert not runs_again(), f"{path.name} is none of its business"
+
+
+@pytest.mark.parametrize("odd", ["", " ", "x" * 5000, "a\0b", "~nobody-of-this-name/x", "/dev/zero", "\ud800"])
+def test_a_parameter_may_be_any_text(project: Any, toy: Path, executions: list[dict[str, Any]], odd: str) -> None:
+    project.notebook("10_toy", RECORD, parameters=f"{PARAMETERS}\nodd = {odd!r}  # any text")
+    run("10_toy", "smoke")
+    assert run("10_toy", "smoke").reused
+
+
 def test_an_unchanged_notebook_saved_again_by_an_editor_is_not_run_again(
     toy: Path, executions: list[dict[str, Any]]
 ) -> None:
@@ -168,8 +211,94 @@ def test_a_trial_never_replaces_a_profile_s_results(
     for folder in ("smoke", "quick", "paper", "reference", "./smoke", project.reports / "quick"):
         with pytest.raises(ValueError, match="give a run with other parameters another folder"):
             run("10_toy", "smoke", {"epochs": 9}, into=folder)
+    for folder in ("quick", "reference"):
+        with pytest.raises(ValueError, match="give a run with other parameters another folder"):
+            run("10_toy", "smoke", into=folder)
     assert own.record.read_bytes() == kept
     assert run("10_toy", "smoke").reused
+
+
+PLAYED = (
+    'from delib.records import Run\nrun = Run("10_toy", globals())',
+    'run.add("toy", epochs=epochs)\nrun.write()',
+)
+
+
+def played_with(notebook: Path, out: Path, **parameters: Any) -> None:
+    """The notebook run by plain papermill, which knows nothing of profiles."""
+    papermill.execute_notebook(str(notebook), str(out), parameters, kernel_name="python3", language="python")
+
+
+def test_playing_never_touches_what_is_claimed(project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DELIB_RUN", raising=False)
+    (project.root / "README.md").write_text("<!-- claims -->\n<!-- /claims -->\n")
+    toy = project.notebook("10_toy", *PLAYED, parameters=PARAMETERS)
+    own = run("10_toy", "quick")
+    reference = publish_reference("quick").parent
+    before = {name: (project.reports / name).read_bytes() for name in files(project.reports)}
+    played_with(toy, tmp_path / "played.ipynb", epochs=9)
+    assert json.loads((project.reports / "lab" / "records" / "10_toy.json").read_text())["parameters"]["epochs"] == 9
+    assert {name: (project.reports / name).read_bytes() for name in before} == before
+    assert run("10_toy", "quick").reused
+    # By force: with the runner's own variable, as a checkout from before would write.
+    monkeypatch.setenv("DELIB_RUN", str(project.reports / "quick"))
+    played_with(toy, tmp_path / "played.ipynb", epochs=9)
+    assert json.loads(own.record.read_text())["metrics"] == {"toy.epochs": 9}
+    for refused in (compile_report, publish_reference):
+        with pytest.raises(ValueError, match=r"^10_toy: .*`delib run 10_toy --profile quick --force`$"):
+            refused("quick")
+    assert (reference / "records" / "10_toy.json").read_bytes() == before["quick/records/10_toy.json"]
+    assert not run("10_toy", "quick").reused
+    assert json.loads(own.record.read_text())["metrics"] == {"toy.epochs": 3}
+    publish_reference("quick")
+
+
+def test_results_that_do_not_belong_together_are_run_again_and_not_published(
+    project: Any, toy: Path, executions: list[dict[str, Any]]
+) -> None:
+    """Of the files of a result, each is changed by hand in turn."""
+    own = run("10_toy", "smoke")
+    for path in (own.notebook, own.record, own.record.with_suffix(".fingerprint")):
+        for spoil in (lambda path: path.write_text(path.read_text() + "\n\n{}"), Path.unlink):
+            assert run("10_toy", "smoke").reused
+            runner.check_results("smoke", current=True)
+            spoil(path)
+            if path.suffix != ".json" or not path.exists():  # a broken record is refused as such
+                with pytest.raises(ValueError, match=r"^10_toy: .* is not what the runner left there; run it again"):
+                    runner.check_results("smoke")
+            assert not run("10_toy", "smoke").reused
+
+
+def test_what_another_run_made_is_not_a_profile_s_own(
+    project: Any, toy: Path, executions: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run("10_toy", "smoke", {"epochs": 1})  # which is the profile's own value
+    runner.check_results("smoke-custom")
+    shutil.copytree(project.reports / "smoke-custom", project.reports / "smoke")
+    with pytest.raises(ValueError, match=r"^10_toy: .* was made with other parameters; run it again"):
+        runner.check_results("smoke")
+    assert not run("10_toy", "smoke").reused
+    with pytest.raises(ValueError, match="`smoke-custom` is no profile"):
+        publish_reference("smoke-custom")
+
+
+def test_only_what_the_notebooks_make_now_is_published(
+    project: Any, toy: Path, executions: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (project.root / "README.md").write_text("<!-- claims -->\n<!-- /claims -->\n")
+    copied = json.loads(toy.read_text())
+    copied["cells"].append({**copied["cells"][0], "id": "more"})
+    (tmp_path / "10_toy.ipynb").write_text(json.dumps(copied))
+    (tmp_path / "profiles.toml").write_text("[10_toy.smoke]\nepochs = 1\n")
+    run(tmp_path / "10_toy.ipynb", "smoke")
+    runner.check_results("smoke")
+    with pytest.raises(ValueError, match=r"^10_toy: .* something else than stands in notebooks/"):
+        runner.check_results("smoke", current=True)
+    run("10_toy", "smoke")
+    runner.check_results("smoke", current=True)
+    toy.rename(toy.with_name("11_toy.ipynb"))
+    with pytest.raises(ValueError, match=r"^10_toy: .* something else than stands in notebooks/.*; delete its files$"):
+        runner.check_results("smoke", current=True)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +383,18 @@ def test_a_failing_notebook_is_kept_aside_and_named_in_one_line(project: Any, to
     project.notebook("10_toy", RECORD, parameters=PARAMETERS)
     assert not run("10_toy", "smoke").reused, "what failed since is run again"
     assert not failed.exists()
+
+
+def test_notebooks_run_in_delib_s_own_python_whatever_is_registered(
+    project: Any, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"display_name": "Python 3", "language": "python", "argv": [str(tmp_path / "gone" / "python")]}
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    project.notebook("10_toy", RECORD, "import sys\nprint(sys.executable)", parameters=PARAMETERS)
+    assert outputs(run("10_toy", "smoke").notebook)[-1][0]["text"] == [f"{sys.executable}\n"]
 
 
 def test_a_dead_kernel_and_a_missing_record_are_said(project: Any, toy: Path) -> None:
