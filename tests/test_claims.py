@@ -152,3 +152,12 @@ def test_the_readme_s_numbers_are_those_of_the_reference_records(monkeypatch: py
     assert claims.claims_path() == ROOT / "reports" / "claims.toml"
     readme = (ROOT / "README.md").read_text()
     assert with_table(readme, read_claims("reference")) == readme, "run `make reference`"
+
+
+def test_claims_on_a_shipped_student_read_its_own_record(project: Any) -> None:
+    write_json(project.root / "data" / "students" / "small.json", {"metrics": {"retention_25": 0.97}})
+    claim = claimed(project, 'metric = "students/small:retention_25"\nat_least = 0.95', {"n.accuracy": 1.0})
+    assert (claim.verdict, claim.measured) == (REACHED, 0.97)
+    (project.root / "data" / "students" / "small.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"small\.json: not a record"):
+        read_claims("quick")
