@@ -33,11 +33,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from delib.assess import Cut, Suffix, assess, end, mse, tentatively_zeroed, up_to
-from delib.darknet import yolov3_tiny
-from delib.networks import lenet5, resnet, weight_layers, weight_of
-from delib.records import git_revision, package_versions
-from delib.refit import matrix_of, moments, zeroing_changes
+from delib.data.classifiers import lenet5, resnet
+from delib.detection.darknet import yolov3_tiny
+from delib.evolution.assess import Suffix, assess, tentatively_zeroed
+from delib.layerwise.reconstruct import moments, zeroing_changes
+from delib.nn.divergence import mse
+from delib.nn.hooks import Cut, end, up_to
+from delib.nn.layers import matrix_of, weight_layers, weight_of
+from delib.suite.record import git_revision, package_versions
 
 
 def squares(student: Any, teacher: Any) -> Tensor:

@@ -21,15 +21,16 @@ from pathlib import Path
 
 import torch
 
-from delib import encode
-from delib.coco import Photo, photos, sample_photos
-from delib.darknet import Darknet
-from delib.detect import Detections, Detector, detect
-from delib.opencv import OpenCV
-from delib.quantize import Quantized
-from delib.records import git_revision, package_versions, project_root, sha256
-from delib.scores import LEAST, scores
-from delib.weights import export_darknet, load_yolo
+from delib.coding import container as encode
+from delib.coding.quantized import Quantized
+from delib.detection.coco import Photo, photos, sample_photos
+from delib.detection.darknet import Darknet
+from delib.detection.infer import Detections, Detector, detect
+from delib.detection.metrics import LEAST, scores
+from delib.detection.opencv import OpenCV
+from delib.detection.zoo import export_darknet, load_yolo
+from delib.files import project_root, sha256
+from delib.suite.record import git_revision, package_versions
 
 STUDENT = project_root() / "data" / "students" / "yolov3-tiny-s90-b4.delib"
 # AP50 at 416 pixels on COCO, as published for the official weights: on their authors' page, and in YOLOv3's paper.

@@ -21,12 +21,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from delib.darknet import yolov3_tiny
-from delib.detect_loss import detection_divergence, focus
-from delib.distil import distil, fastest_device, fastest_precision, modules_before
-from delib.networks import weight_layers, weight_of
-from delib.norms import folded, norm_pairs
-from delib.records import git_revision, package_versions
+from delib.detection.darknet import yolov3_tiny
+from delib.detection.divergence import detection_divergence, focus
+from delib.distillation.distill import distil
+from delib.nn.batchnorm import folded, norm_pairs
+from delib.nn.device import fastest_device, fastest_precision
+from delib.nn.hooks import modules_before
+from delib.nn.layers import weight_layers, weight_of
+from delib.suite.record import git_revision, package_versions
 
 USES = 4  # steps to a lesson
 

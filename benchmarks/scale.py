@@ -32,15 +32,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from delib import encode
-from delib.darknet_weights import random_weights, read_weights, tensors, value_count, write_weights
-from delib.detect_loss import detection_divergence
-from delib.evolve import evolve
-from delib.networks import float32_bytes, sparsity, weight_layers
-from delib.propose import criterion_named
-from delib.quantize import quantize
-from delib.records import git_revision, package_versions
-from delib.weights import NETWORKS, export_darknet
+from delib.coding import container as encode
+from delib.detection.darknet_weights import random_weights, read_weights, tensors, value_count, write_weights
+from delib.detection.divergence import detection_divergence
+from delib.detection.zoo import NETWORKS, export_darknet
+from delib.evolution.criteria import criterion_named
+from delib.evolution.evolve import evolve
+from delib.layerwise.compress import quantize
+from delib.nn.layers import float32_bytes, sparsity, weight_layers
+from delib.suite.record import git_revision, package_versions
 
 STEPS: dict[str, dict[str, float]] = {}
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}  # bytes

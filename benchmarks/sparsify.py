@@ -18,16 +18,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from delib import peers
-from delib.assess import kl, soft_kl
-from delib.datasets import mnist
-from delib.evolve import evolve
-from delib.networks import accuracy, lenet300, predict
-from delib.newton import newton
-from delib.propose import admm
-from delib.records import git_revision, package_versions
-from delib.refit import RIDGE
-from delib.train import teacher
+from delib.data.classifiers import lenet300
+from delib.data.images import mnist
+from delib.data.teachers import teacher
+from delib.distillation.gauss_newton import newton
+from delib.evolution.criteria import admm
+from delib.evolution.evolve import evolve
+from delib.layerwise import baselines as peers
+from delib.layerwise.reconstruct import RIDGE
+from delib.nn.divergence import kl, soft_kl
+from delib.nn.layers import accuracy, predict
+from delib.suite.record import git_revision, package_versions
 
 Method = Callable[[nn.Module, Tensor, dict[str, float], int], nn.Module]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from delib.runner import JOBS
+from delib.suite.runner import JOBS
 
 Profile = Annotated[
     Literal["smoke", "quick", "paper"], typer.Option(help="smoke: seconds; quick: minutes; paper: a GPU or a night.")
@@ -47,7 +47,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Run even if nothing changed.")] = False,
 ) -> None:
     """Run one notebook. With -p, results go to reports/<profile>-custom unless --into names another folder."""
-    from delib import runner
+    from delib.suite import runner
 
     given = {}
     for pair in parameter or []:
@@ -68,7 +68,7 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
     """Run what changed of all notebooks, then compile reports/<profile>/index.html and print its path."""
-    from delib import report, runner
+    from delib.suite import report, runner
 
     def tell(notebook: str, outcome: str) -> None:
         typer.echo(f"{notebook} ({profile}) … {outcome}", err=True)
@@ -83,7 +83,7 @@ def report(
 @app.command()
 def reference() -> None:
     """Take the quick report over as reports/reference, and its numbers into README's table of claims."""
-    from delib import report
+    from delib.suite import report
 
     typer.echo(str(report.publish_reference()))
 
@@ -99,7 +99,8 @@ def encode(
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from delib import encode, quantize
+    from delib.coding import container as encode
+    from delib.coding import quantize
 
     try:
         state = load(weights.read_bytes())
@@ -118,8 +119,8 @@ def decode(
     """Write the network of a .delib file as a plain state dict."""
     from safetensors.numpy import save
 
-    from delib import encode
-    from delib.records import write_bytes
+    from delib.coding import container as encode
+    from delib.files import write_bytes
 
     tensors = encode.read(file).items()
     write_bytes(out, save({name: t.dense() if isinstance(t, encode.LevelTensor) else t for name, t in tensors}))
@@ -129,7 +130,7 @@ def decode(
 @app.command()
 def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> None:
     """Show what a .delib file holds: shape, sparsity, bits per survivor and bytes of each tensor, and the total."""
-    from delib import encode
+    from delib.coding import container as encode
 
     tensors, sizes = encode.read(file), encode.sizes(file.read_bytes())
     row = "{:<28} {:>18} {:>9} {:>5} {:>12}".format
@@ -155,8 +156,8 @@ def export(
     ] = "darknet",
 ) -> None:
     """Write the network of a .delib file in the format of another runtime, and say how to run it there."""
-    from delib import encode
-    from delib.weights import export_darknet
+    from delib.coding import container as encode
+    from delib.detection.zoo import export_darknet
 
     assert to == "darknet"
     tensors = encode.read(file).items()
@@ -170,7 +171,9 @@ def export(
 @app.command()
 def fetch(names: Annotated[list[str] | None, typer.Argument(help="Data sets; all if none is named.")] = None) -> None:
     """Get data sets and weights from the first source that answers, and verify them."""
-    from delib import coco, datasets, weights
+    from delib.data import images as datasets
+    from delib.detection import coco
+    from delib.detection import zoo as weights
 
     known = {**datasets.FILE_SETS, **weights.FILE_SETS, **coco.FILE_SETS}
     for name in names or [name for name, files in known.items() if not files.optional]:

@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted(path.stem for path in (ROOT / "delib").glob("*.py") if not path.stem.startswith("__"))
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT / "delib").with_suffix("").parts)
+    for path in (ROOT / "delib").rglob("*.py")
+    if path.name != "__init__.py"
+)
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 
 
@@ -27,10 +31,15 @@ def tracked() -> list[Path]:
     return [Path(name) for name in dict.fromkeys(names) if name and (ROOT / name).is_file()]
 
 
+def source(module: str) -> Path:
+    """The file of a module of delib, named as in ``nn.layers``."""
+    return ROOT / "delib" / f"{module.replace('.', '/')}.py"
+
+
 def imported(module: str) -> set[str]:
-    """Top names of all that a module imports, also within functions; relative imports are none of the house."""
+    """Full names of all that a module imports, also within functions; relative imports are none of the house."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / "delib" / f"{module}.py").read_text())):
+    for node in ast.walk(ast.parse(source(module).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -10,9 +10,9 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from PIL import Image
 
-from delib import runner
-from delib.parameters import profile_parameters
-from delib.records import write_json
+from delib.files import write_json
+from delib.suite import runner
+from delib.suite.parameters import profile_parameters
 
 
 def png(shade: int = 90) -> bytes:

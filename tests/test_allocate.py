@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from delib.allocate import LEVELS, allocate, cheapest, exchanged, layer_versions
-from delib.assess import mse
-from delib.networks import weight_layers
-from delib.propose import obs
+from delib.evolution.allocate import LEVELS, allocate, cheapest, exchanged, layer_versions
+from delib.evolution.criteria import obs
+from delib.nn.divergence import mse
+from delib.nn.layers import weight_layers
 
 INPUTS = torch.randn(200, 6, generator=torch.Generator().manual_seed(1))
 

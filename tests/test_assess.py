@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delib.assess import Suffix, assess, end, kl, mse, tentatively_zeroed, up_to
-from delib.networks import lenet5, weight_layers, weight_of
+from delib.data.classifiers import lenet5
+from delib.evolution.assess import Suffix, assess, tentatively_zeroed
+from delib.nn.divergence import kl, mse
+from delib.nn.hooks import end, up_to
+from delib.nn.layers import weight_layers, weight_of
 
 
 class Branched(nn.Module):

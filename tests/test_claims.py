@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from delib import claims
-from delib.claims import NOT_MEASURED, NOT_REACHED, REACHED, Claim, markdown_table, read_claims, with_table
-from delib.records import write_json
+from delib.files import write_json
+from delib.suite import claims
+from delib.suite.claims import NOT_MEASURED, NOT_REACHED, REACHED, Claim, markdown_table, read_claims, with_table
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIM = '[[claim]]\nsource = "project"\ntext = "{text}"\n{rest}\n'

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from delib import cli, encode, runner
-from delib.quantize import quantize_tensors
-from delib.records import project_root
-from delib.runner import Result
+from delib import cli
+from delib.coding import container as encode
+from delib.coding.quantize import quantize_tensors
+from delib.files import project_root
+from delib.suite import runner
+from delib.suite.runner import Result
 
 PARAMETERS = 'profile = "quick"  # which set\nseed = 0  # of chance\nepochs = 3  # passes\nrate = 0.1  # of learning'
 

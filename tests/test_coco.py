@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from delib import coco
-from delib.coco import CLASSES, Photo, photo_sets, photos, read_labels, sample_photos
-from delib.sources import DataUnavailable, FileSet
+from delib.data.download import DataUnavailable, FileSet
+from delib.detection import coco
+from delib.detection.coco import CLASSES, Photo, photo_sets, photos, read_labels, sample_photos
 
 
 def save(path: Path, size: tuple[int, int] = (6, 4), **options: object) -> Path:

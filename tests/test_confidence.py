@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from delib.confidence import recalibrate
-from delib.darknet import Head
-from delib.detect_loss import detection_divergence
+from delib.detection.calibration import recalibrate
+from delib.detection.darknet import Head
+from delib.detection.divergence import detection_divergence
 
 HEADS = [Head(((10.0, 14.0), (23.0, 27.0)), 3), Head(((30.0, 30.0),), 3)]
 

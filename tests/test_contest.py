@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from delib.assess import Suffix, importance, kl, mse, sensitivities, soft_kl
-from delib.contest import compensated, growing, prescreen, revive
-from delib.evolve import evolve
-from delib.networks import predict, weight_layers, weight_of
-from delib.newton import newton
-from delib.propose import CRITERIA, Site, admm, agreed, hessian, magnitude, obs, propose
-from delib.refit import bias_of, matrix_of, moments, put_matrix, refit, with_bias
+from delib.distillation.gauss_newton import newton
+from delib.evolution.assess import Suffix
+from delib.evolution.criteria import CRITERIA, Site, admm, hessian, magnitude, obs
+from delib.evolution.evolve import evolve
+from delib.evolution.population import agreed, propose
+from delib.evolution.select import compensated, growing, prescreen, revive
+from delib.layerwise.reconstruct import moments, refit
+from delib.nn.divergence import kl, mse, soft_kl
+from delib.nn.layers import bias_of, matrix_of, predict, put_matrix, weight_layers, weight_of, with_bias
+from delib.nn.sensitivity import importance, sensitivities
 
 
 def tiny(seed: int = 0) -> nn.Sequential:

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from delib.assess import mse
-from delib.distil import distil
-from delib.evolve import evolve
-from delib.networks import weight_layers, weight_of
-from delib.propose import activation, hessian
-from delib.quantize import quantize
-from delib.rounding import Rounding
-from delib.thin import Thinning
+from delib.distillation.distill import distil
+from delib.distillation.fake_quantize import Rounding
+from delib.distillation.pruning import Thinning
+from delib.evolution.criteria import activation, hessian
+from delib.evolution.evolve import evolve
+from delib.layerwise.compress import quantize
+from delib.nn.divergence import mse
+from delib.nn.layers import weight_layers, weight_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

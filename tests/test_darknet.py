@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from delib import encode
 from delib.cli import app
-from delib.coco import sample_photos
-from delib.compare import compare
-from delib.darknet import Darknet, MaxPool, yolov3, yolov3_tiny
-from delib.darknet_cfg import parse_cfg, read_cfg, yolov3_cfg, yolov3_tiny_cfg
-from delib.darknet_weights import (
+from delib.coding import container as encode
+from delib.data.download import DataUnavailable
+from delib.detection.coco import sample_photos
+from delib.detection.darknet import Darknet, MaxPool, yolov3, yolov3_tiny
+from delib.detection.darknet_cfg import parse_cfg, read_cfg, yolov3_cfg, yolov3_tiny_cfg
+from delib.detection.darknet_weights import (
     Header,
     export_weights,
     random_weights,
@@ -27,12 +27,12 @@ from delib.darknet_weights import (
     value_count,
     write_weights,
 )
-from delib.detect import detect
-from delib.letterbox import letterbox
-from delib.networks import weight_layers
-from delib.opencv import OpenCV
-from delib.sources import DataUnavailable
-from delib.weights import YOLOV3_TINY_FILES, export_darknet, load_yolo
+from delib.detection.infer import detect
+from delib.detection.letterbox import letterbox
+from delib.detection.metrics import compare
+from delib.detection.opencv import OpenCV
+from delib.detection.zoo import YOLOV3_TINY_FILES, export_darknet, load_yolo
+from delib.nn.layers import weight_layers
 
 # Every kind of layer once, at sizes that pooling and grouping do not divide evenly.
 SMALL_CFG = """

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from delib.datasets import FASHION_CLASSES, FASHION_MNIST_FILES, MNIST_FILES, fashion_mnist, mnist, read_idx
-from delib.sources import DataUnavailable, FileSet
+from delib.data.download import DataUnavailable, FileSet
+from delib.data.images import FASHION_CLASSES, FASHION_MNIST_FILES, MNIST_FILES, fashion_mnist, mnist, read_idx
 
 CONTENT = {"a.bin": b"alpha", "b.bin": b"beta"}
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from delib.coco import Labels
-from delib.compare import average_precision, compare, match
-from delib.detect import Detections, detect, suppress
-from delib.letterbox import ULTRALYTICS, Letterboxing, letterbox
+from delib.detection.coco import Labels
+from delib.detection.infer import Detections, detect, suppress
+from delib.detection.letterbox import ULTRALYTICS, Letterboxing, letterbox
+from delib.detection.metrics import average_precision, compare, match
 
 
 def iou(a: list[float], b: list[float]) -> float:

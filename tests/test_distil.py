@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from delib.assess import mse
-from delib.compensate import finished
-from delib.distil import distil, feature_error, modules_before, replayed, watched
-from delib.networks import weight_layers, weight_of
-from delib.quantize import quantize
-from delib.rounding import Rounding
+from delib.distillation.distill import distil, feature_error
+from delib.distillation.fake_quantize import Rounding
+from delib.layerwise.compress import finished, quantize
+from delib.nn.divergence import mse
+from delib.nn.hooks import modules_before, replayed, watched
+from delib.nn.layers import weight_layers, weight_of
 
 
 def pair() -> tuple[nn.Sequential, nn.Sequential, dict[str, Tensor]]:
@@ -95,7 +95,7 @@ def test_frozen_modules_do_not_move_and_remembered_batches_train_as_well() -> No
 def test_interrupted_work_goes_on_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int | None
 ) -> None:
-    monkeypatch.setattr("delib.distil.SAVE", 0.0)
+    monkeypatch.setattr("delib.distillation.distill.SAVE", 0.0)
 
     class Interrupted(Exception):
         pass

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from delib.encode import DTYPES, MAGIC, DelibError, LevelTensor, decode, encode, read, sizes, write
+from delib.coding.container import DTYPES, MAGIC, DelibError, LevelTensor, decode, encode, read, sizes, write
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=9)
 

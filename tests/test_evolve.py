@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from delib.assess import DIVERGENCES, Divergence, kl, mse
-from delib.encode import encode
-from delib.evolve import evolve, zero_goals
-from delib.networks import sparsity, weight_layers, weight_of
-from delib.propose import CRITERIA
-from delib.quantize import quantize
-from delib.recover import recover
+from delib.coding.container import encode
+from delib.distillation.distill import recover
+from delib.evolution.criteria import CRITERIA
+from delib.evolution.evolve import evolve, zero_goals
+from delib.layerwise.compress import quantize
+from delib.nn.divergence import DIVERGENCES, Divergence, kl, mse
+from delib.nn.layers import sparsity, weight_layers, weight_of
 
 
 def tiny(seed: int = 0) -> nn.Sequential:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from delib.explore import Explorer, Frame
+from delib.suite.explorer import Explorer, Frame
 
 SHADES = (0, 90, 180)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from delib import figures
+from delib.suite import figures
 
 LINES = {"evolution": ([0.0, 0.5, 0.9], [0.99, 0.98, 0.9]), "magnitude": ([0.0, 0.5, 0.9], [0.99, 0.97, 0.5])}
 

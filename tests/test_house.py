@@ -2,43 +2,83 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from house import MODULES, ROOT, imported, needs_git, project, tracked
+from house import MODULES, ROOT, imported, needs_git, project, source, tracked
 
 import delib
 
+# The README's table of the house, as strict as it reads: which wings a wing may use beside files.
+MAY_USE: dict[str, set[str]] = {
+    "cli": {"suite", "detection", "coding", "data"},
+    "suite": set(),
+    "detection": {"distillation", "evolution", "layerwise", "coding", "data", "nn"},
+    "distillation": {"evolution", "coding", "nn"},
+    "evolution": {"layerwise", "coding", "nn"},
+    "layerwise": {"coding", "nn"},
+    "coding": set(),
+    "data": {"nn"},
+    "nn": set(),
+    "files": set(),
+}
+LIBRARIES_LATE = ("torch", "numpy", "matplotlib", "pandas", "ultralytics")
+MOST_PARAMETERS = 8
+
+
+def wing_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if wing_of(module) in MAY_USE])
+def test_arrows_between_wings_point_downwards(module: str) -> None:
+    used = {name.split(".")[1] for name in imported(module) if name.startswith("delib.")}
+    upwards = used - MAY_USE[wing_of(module)] - {wing_of(module), "files"}
+    assert not upwards, f"delib/{module} uses {upwards}"
+
+
+def test_every_module_lives_in_a_wing_that_the_readme_shows() -> None:
+    assert {wing_of(module) for module in MODULES} == {*MAY_USE, "__main__"}
+    table = (ROOT / "README.md").read_text().split("| wing |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)", table, re.MULTILINE)) == {*MAY_USE}
+
+
+def test_the_container_needs_no_torch() -> None:
+    assert not {name for name in imported("coding.container") if name.split(".")[0] == "torch"}
+
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_module_holds_two_ideas(module: str) -> None:
-    assert len((ROOT / "delib" / f"{module}.py").read_text().splitlines()) <= 400
+def test_no_module_imports_a_private_name_of_another(module: str) -> None:
+    nodes = [node for node in ast.walk(ast.parse(source(module).read_text())) if isinstance(node, ast.ImportFrom)]
+    private = [alias.name for node in nodes for alias in node.names if alias.name.startswith("_")]
+    assert [name for name in private if name != "_BatchNorm"] == [], (
+        "torch's base class of batch norms has no other name"
+    )
 
 
-def floors() -> dict[str, int]:
-    """The README's table: the floor of every module that it names. It names none twice."""
-    section = (ROOT / "README.md").read_text().split("| floor | modules |")[1].split("\n\n")[0]
-    rows = re.findall(r"^\| (\d) \| (.+) \|$", section, re.MULTILINE)
-    pairs = [(name, int(floor)) for floor, text in rows for name in re.findall(r"`(\w+)`", text)]
-    assert len(pairs) == len(dict(pairs)), "a module stands in the table twice"
-    return dict(pairs)
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_has_more_than_eight_parameters(module: str) -> None:
+    for node in ast.walk(ast.parse(source(module).read_text())):
+        if isinstance(node, ast.FunctionDef):
+            names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len([name for name in names if name not in ("self", "cls")])
+            assert count <= MOST_PARAMETERS or is_command(node), f"{node.name} of delib/{module} has {count} parameters"
 
 
-def test_the_readme_names_exactly_the_modules_there_are() -> None:
-    assert sorted(floors()) == MODULES
+def is_command(node: ast.FunctionDef) -> bool:
+    """Of the command line, where parameters are options."""
+    return any("command" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
-def test_no_module_uses_one_of_a_higher_floor() -> None:
-    of = floors()
-    upwards = [
-        f"{module} uses {name}"
-        for module in MODULES
-        for name in (full.split(".")[1] for full in imported(module) if full.startswith("delib."))
-        if of[name] > of[module]
-    ]
-    assert not upwards
+def test_importing_delib_is_quick_and_imports_no_library() -> None:
+    code = "import sys, delib; print([name for name in sys.argv[1:] if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, *LIBRARIES_LATE], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_licence_and_citation() -> None:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from delib import imagine as module
-from delib.darknet import Darknet, yolov3_tiny
-from delib.imagine import EACH, Things, _missed, _overlap, _things, album, imagined
-from delib.networks import weight_layers
-from delib.norms import folded, norm_pairs
+from delib.detection import inversion as module
+from delib.detection.darknet import Darknet, yolov3_tiny
+from delib.detection.inversion import EACH, Things, _missed, _overlap, _things, album, imagined
+from delib.nn.batchnorm import folded, norm_pairs
+from delib.nn.layers import weight_layers
 
 SIDE = 96
 

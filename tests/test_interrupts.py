@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from test_runner import PARAMETERS, RECORD, files
 
-from delib.records import read_records
-from delib.runner import run
+from delib.suite.record import read_records
+from delib.suite.runner import run
 
 
 @pytest.fixture

@@ -4,17 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from delib.networks import (
+from delib.data.classifiers import lenet5, lenet300, resnet, vgg
+from delib.nn.layers import (
     accuracy,
     channels_last,
     float32_bytes,
-    lenet5,
-    lenet300,
     parameter_count,
     predict,
-    resnet,
     sparsity,
-    vgg,
     weight_layers,
     weight_of,
 )

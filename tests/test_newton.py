@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from delib.assess import kl, mse, soft_kl
-from delib.networks import weight_of
-from delib.newton import _Problem, newton
+from delib.distillation.gauss_newton import _Problem, newton
+from delib.nn.divergence import kl, mse, soft_kl
+from delib.nn.layers import weight_of
 
 INPUTS = torch.randn(200, 6, generator=torch.Generator().manual_seed(1))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from delib.norms import folded, norm_pairs, unfolded
+from delib.nn.batchnorm import folded, norm_pairs, unfolded
 
 
 class Net(nn.Module):

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from house import ROOT
 
-from delib import claims, encode, networks, parameters, report, runner
+from delib.coding import container as encode
+from delib.data import classifiers as networks
+from delib.suite import claims, parameters, report, runner
 
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 LONGEST_CELL = 20

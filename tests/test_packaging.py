@@ -107,7 +107,9 @@ def test_the_wheel_holds_the_whole_package(checkout: Path, tmp_path: Path) -> No
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         expected = [str(p) for p in tracked() if p.parts[0] == "delib"]
         assert sorted(names) == sorted(expected)
-        assert {"delib/py.typed", "delib/templates/style.css", "delib/templates/index.html.j2"} <= set(names)
+        assert {"delib/py.typed", "delib/suite/templates/style.css", "delib/suite/templates/index.html.j2"} <= set(
+            names
+        )
         metadata = email.message_from_bytes(archive.read(f"delib-{project()['version']}.dist-info/METADATA"))
         assert {Requirement(t) for t in metadata.get_all("Requires-Dist", [])} >= {
             Requirement(text) for text in project()["dependencies"]

@@ -11,8 +11,8 @@ import pytest
 from made import executed, png, printed, shown
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from delib.pages import mathml, read_page
-from delib.report import compile_report
+from delib.suite.pages import mathml, read_page
+from delib.suite.report import compile_report
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SECRET_FOLDER = "/some/where"

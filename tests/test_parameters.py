@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from delib.parameters import check_parameters, profile_parameters, read_parameters
+from delib.suite.parameters import check_parameters, profile_parameters, read_parameters
 
 CELL = """profile = "quick"  # which set of values
 seed = 0  # of chance

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from delib.networks import weight_of
-from delib.peers import (
+from delib.layerwise.baselines import (
     DAMPING,
     PEERS,
     alps,
@@ -17,6 +16,7 @@ from delib.peers import (
     sparsegpt,
     wanda,
 )
+from delib.nn.layers import weight_of
 
 
 def layer(rows: int = 4, k: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from delib.propose import Site, activation, criterion_named, draw, magnitude
+from delib.evolution.criteria import Site, activation, criterion_named, magnitude
+from delib.evolution.population import draw
 
 
 def chance(seed: int = 0) -> torch.Generator:

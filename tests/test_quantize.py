@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from delib.encode import LevelTensor, decode, encode
-from delib.networks import lenet300, weight_layers, weight_of
-from delib.quantize import Quantized, kmeans_levels, quantize, quantize_tensors, quantize_weight, uniform_levels
+from delib.coding.container import LevelTensor, decode, encode
+from delib.coding.quantize import kmeans_levels, quantize_tensors, quantize_weight, uniform_levels
+from delib.coding.quantized import Quantized
+from delib.data.classifiers import lenet300
+from delib.layerwise.compress import quantize
+from delib.nn.layers import weight_layers, weight_of
 
 
 def squared_error(values: np.ndarray, levels: np.ndarray) -> float:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from delib import records
-from delib.records import Run, atomic_path, git_revision, read_records, write_bytes, write_json
+from delib.files import atomic_path, write_bytes, write_json
+from delib.suite import record as records
+from delib.suite.record import Run, git_revision, read_records
 
 
 def everything_in(folder: Path) -> list[str]:

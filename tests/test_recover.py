@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from delib.assess import kl
-from delib.networks import weight_layers, weight_of
-from delib.recover import recover
+from delib.distillation.distill import recover
+from delib.nn.divergence import kl
+from delib.nn.layers import weight_layers, weight_of
 
 
 def pair() -> tuple[nn.Sequential, nn.Sequential, dict[str, torch.Tensor]]:

@@ -9,20 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import delib.refit as module
-from delib.networks import weight_of
-from delib.refit import (
-    Moments,
-    matrix_of,
-    moments,
-    put_matrix,
-    refit,
-    removal_costs,
-    unfolded,
-    with_bias,
-    zeroing_changes,
-)
-from delib.supports import admm
+import delib.layerwise.reconstruct as module
+from delib.layerwise.admm import admm
+from delib.layerwise.reconstruct import Moments, moments, refit, removal_costs, unfolded, zeroing_changes
+from delib.nn.layers import matrix_of, put_matrix, weight_of, with_bias
 
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 5), (9, 6)),
@@ -199,7 +189,7 @@ def test_admm_finds_nearly_the_best_of_all_supports() -> None:
 
 def test_admm_weakens_a_penalty_that_is_too_strong_for_the_support_to_move(monkeypatch) -> None:
     sums, matrix = problem(rows=64, k=64)
-    monkeypatch.setattr("delib.supports.FIRST_PENALTY", 1e5)
+    monkeypatch.setattr("delib.layerwise.admm.FIRST_PENALTY", 1e5)
     start, _ = admm(sums, matrix, 1200, iterations=0)
     support, _ = admm(sums, matrix, 1200)
     errors = [float(sums.error(refit(sums, mask, matrix)).sum()) for mask in (start, support)]

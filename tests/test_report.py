@@ -12,8 +12,8 @@ import pytest
 from made import executed, png, printed, shown, stamp
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from delib.explore import Explorer, Frame
-from delib.report import compile_report, duration, publish_reference
+from delib.suite.explorer import Explorer, Frame
+from delib.suite.report import compile_report, duration, publish_reference
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

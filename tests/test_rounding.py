@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from delib.compensate import compensated, finished
-from delib.encode import decode, encode
-from delib.networks import sparsity, weight_layers, weight_of
-from delib.quantize import Quantized, quantize, quantize_weight
-from delib.refit import matrix_of, moments, with_bias
-from delib.rounding import Rounding, rounded
+from delib.coding.container import decode, encode
+from delib.coding.quantize import quantize_weight
+from delib.coding.quantized import Quantized
+from delib.distillation.fake_quantize import Rounding
+from delib.layerwise.compress import compensated, finished, quantize
+from delib.layerwise.gptq import rounded
+from delib.layerwise.reconstruct import moments
+from delib.nn.layers import matrix_of, sparsity, weight_layers, weight_of, with_bias
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from delib.allocate import put_levels, trade
-from delib.assess import mse
-from delib.compensate import compensated
-from delib.networks import sparsity, weight_layers, weight_of
-from delib.rungs import Rungs, spread
+from delib.evolution.allocate import Rungs, put_levels, spread, trade
+from delib.layerwise.compress import compensated
+from delib.nn.divergence import mse
+from delib.nn.layers import sparsity, weight_layers, weight_of
 
 SIZES = {"a": 100, "b": 1000, "c": 5000}
 INPUTS = torch.randn(200, 3, 6, 6, generator=torch.Generator().manual_seed(1)).cumsum(-1)

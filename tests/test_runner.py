@@ -12,9 +12,9 @@ from typing import Any
 import papermill
 import pytest
 
-from delib import runner
-from delib.report import compile_report, publish_reference
-from delib.runner import Result, RunFailed, run
+from delib.suite import runner
+from delib.suite.report import compile_report, publish_reference
+from delib.suite.runner import Result, RunFailed, run
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = """profile = "quick"  # which set of values
@@ -23,7 +23,8 @@ epochs = 3  # passes
 rate = 0.1  # of learning"""
 # Leaves a record without the seconds that importing torch takes.
 RECORD = """import os
-from delib.records import record_path, write_json
+from delib.files import write_json
+from delib.suite.record import record_path
 write_json(record_path(os.environ["DELIB_RUN"], "10_toy"), {"metrics": {"toy.epochs": epochs}})"""
 
 
@@ -124,15 +125,17 @@ def test_a_change_of_delib_makes_results_stale_but_one_of_the_report_does_not(
 ) -> None:
     package = tmp_path / "package"
     shutil.copytree(ROOT / "delib", package)
-    monkeypatch.setattr(runner, "__file__", str(package / "runner.py"))
+    monkeypatch.setattr(runner, "__file__", str(package / "suite" / "runner.py"))
     run("10_toy", "smoke")
-    for around in ("report", "cli", "claims"):
-        with (package / f"{around}.py").open("a") as file:
+
+    def reused_once_changed(module: str) -> bool:
+        with (package / f"{module}.py").open("a") as file:
             file.write("# changed\n")
-    assert run("10_toy", "smoke").reused
-    with (package / "quantize.py").open("a") as file:
-        file.write("# changed\n")
-    assert not run("10_toy", "smoke").reused
+        return run("10_toy", "smoke").reused
+
+    assert all(map(reused_once_changed, ("cli", "suite/report", "suite/claims", "suite/figures")))
+    for module in ("files", "coding/quantize", "evolution/evolve", "nn/__init__"):
+        assert not reused_once_changed(module)
 
 
 def test_other_versions_or_another_lock_make_results_stale(

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from delib.coco import Labels
-from delib.detect import Detections
-from delib.scores import scores
+from delib.detection.coco import Labels
+from delib.detection.infer import Detections
+from delib.detection.metrics import scores
 
 PHOTO = torch.randint(0, 255, (3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 BOXES = torch.tensor([[5.0, 5, 30, 40], [40.0, 10, 75, 50], [2.0, 45, 20, 58]])

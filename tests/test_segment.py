@@ -7,10 +7,11 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from delib.coco import Labels, sample_photos
-from delib.detect import Detections
-from delib.overlays import GAP, PALETTE, below, describe, overlay, png, side_by_side
-from delib.segment import OWN, PROMPTED, grabcut, labelled_masks, mask_agreement, mask_iou, with_masks
+from delib.detection.coco import Labels, sample_photos
+from delib.detection.infer import Detections
+from delib.detection.masks import OWN, PROMPTED, grabcut, labelled_masks, with_masks
+from delib.detection.metrics import mask_agreement, mask_iou
+from delib.detection.overlays import GAP, PALETTE, below, describe, overlay, png, side_by_side
 
 
 def disc(height: int = 120, width: int = 160, centre: tuple[int, int] = (60, 80), radius: int = 30) -> torch.Tensor:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from delib import coco, datasets, weights
-from delib.sources import debian_package, download, pypi_archive
+from delib.data import images as datasets
+from delib.data.download import debian_package, download, pypi_archive
+from delib.detection import coco
+from delib.detection import zoo as weights
 
 
 @pytest.fixture

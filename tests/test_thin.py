@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from delib.assess import mse
-from delib.distil import distil
-from delib.networks import weight_layers, weight_of
-from delib.rounding import Rounding
-from delib.thin import CRITERIA, Thinning
+from delib.distillation.distill import distil
+from delib.distillation.fake_quantize import Rounding
+from delib.distillation.pruning import CRITERIA, Thinning
+from delib.nn.divergence import mse
+from delib.nn.layers import weight_layers, weight_of
 
 
 def pair() -> tuple[nn.Sequential, nn.Sequential, dict[str, Tensor]]:
@@ -84,7 +84,7 @@ def test_thinned_while_it_learns_beats_magnitude_at_once() -> None:
 
 
 def test_interrupted_thinning_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("delib.distil.SAVE", 0.0)
+    monkeypatch.setattr("delib.distillation.distill.SAVE", 0.0)
     whole, _ = thinned(Thinning(150, every=20), 200, uses=1)
     student, teacher, masks = pair()
     calls = 0

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import delib.train
-from delib.datasets import Split
-from delib.networks import lenet300
-from delib.train import teacher, train
+import delib.data.teachers
+from delib.data.classifiers import lenet300
+from delib.data.images import Split
+from delib.data.teachers import teacher, train
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_training_learns() -> None:
 def test_the_second_time_it_comes_from_the_cache(cache, monkeypatch) -> None:
     first = teacher(lenet300, blobs(), 1)
     monkeypatch.setattr(delib.train, "train", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr(delib.train.inspect, "getsource", lambda _: SOURCE)
+    monkeypatch.setattr(delib.data.teachers.inspect, "getsource", lambda _: SOURCE)
     second = teacher(lenet300, blobs(), 1)
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
@@ -54,4 +54,4 @@ def test_another_seed_or_length_is_another_teacher(cache) -> None:
     assert len(list((cache / "teachers").iterdir())) == 3
 
 
-SOURCE = delib.train.inspect.getsource(delib.train.train)
+SOURCE = delib.data.teachers.inspect.getsource(delib.data.teachers.train)

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from delib.coco import sample_photos
-from delib.detect import detect
-from delib.networks import weight_layers
-from delib.sources import DataUnavailable
-from delib.ultra import Ultra, load_ultra
+from delib.data.download import DataUnavailable
+from delib.detection.coco import sample_photos
+from delib.detection.infer import detect
+from delib.detection.ultralytics import Ultra, load_ultra
+from delib.nn.layers import weight_layers
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from delib.views import COLOUR, Views, blended, coloured, repeats
+from delib.detection.augment import COLOUR, Views, blended, coloured, repeats
 
 CHANCE = torch.Generator()
 PHOTOS = [torch.full((3, 30, 50), 255, dtype=torch.uint8), torch.zeros(3, 90, 20, dtype=torch.uint8)]

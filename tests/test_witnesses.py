@@ -17,16 +17,16 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from delib import encode
-from delib.coco import Photo, sample_photos
-from delib.darknet import Darknet
-from delib.darknet_cfg import read_cfg, yolov3_cfg
-from delib.detect import Detections, detect
-from delib.opencv import OpenCV
-from delib.quantize import Quantized
-from delib.records import project_root
-from delib.sources import DataUnavailable
-from delib.weights import export_darknet, load_darknet, load_yolo
+from delib.coding import container as encode
+from delib.coding.quantized import Quantized
+from delib.data.download import DataUnavailable
+from delib.detection.coco import Photo, sample_photos
+from delib.detection.darknet import Darknet
+from delib.detection.darknet_cfg import read_cfg, yolov3_cfg
+from delib.detection.infer import Detections, detect
+from delib.detection.opencv import OpenCV
+from delib.detection.zoo import export_darknet, load_darknet, load_yolo
+from delib.files import project_root
 
 # COCO's categories are numbered up to 90, with gaps; the C program writes these (examples/detector.c, coco_ids).
 ABSENT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}

@@ -1,0 +1,92 @@
+"""As sure as the teacher: one shift of a detector's objectness a head, found on photos that it did not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from delib.detection.darknet import Head
+from delib.nn.layers import bias_of, weight_layers
+
+WIDEST = 8.0  # a shift at most, in nats: it takes a confidence of 0.0003 to 0.5
+HALVINGS = 40  # of the interval that holds the shift: to float32's precision
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """One head's mean objectness, positions counted by the teacher's: the teacher's, the student's before its logits
+    were shifted, and the ``shift``, in nats."""
+
+    teacher: float
+    student: float
+    shift: float
+
+
+@torch.no_grad()
+def recalibrate(
+    student: nn.Module, teacher: nn.Module, heads: Sequence[Head], inputs: Tensor, batch: int = 12
+) -> list[Confidence]:
+    """Make the student as sure as the teacher on average where that sees something, in place; returns it by head.
+
+    A student that cannot know as much leans towards "nothing here" on photos it has not learnt from. For each of
+    ``heads`` (the networks' outputs, see ``Head``) the bias of objectness gets one number b more, with
+
+        Σ p (σ(s + b) - p) = 0
+
+    over anchors, cells and ``inputs`` [n, channels, height, width], s the student's logits and p the teacher's
+    objectness: Platt's scaling (1999) with the slope kept. Within a head the order of detections stays as it was. Take
+    inputs that neither network was trained on. Raises ValueError where a head is not the output of a layer with bias.
+    """
+    biases = _head_biases(student, inputs[:1])
+    pairs = [_objectness(student, teacher, heads, part) for part in inputs.split(batch)]
+    found = []
+    for i, (head, bias) in enumerate(zip(heads, biases, strict=True)):
+        ours, theirs = (torch.cat([pair[side][i] for pair in pairs]).double() for side in (0, 1))
+        shift, weights = _shift(ours, theirs), theirs / theirs.sum()
+        bias[4 :: 5 + head.classes] += shift
+        found.append(Confidence(float((weights * theirs).sum()), float((weights * ours.sigmoid()).sum()), shift))
+    return found
+
+
+def _head_biases(network: nn.Module, example: Tensor) -> list[Tensor]:
+    """The biases of the layers whose outputs are the network's outputs, in that order."""
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # holds the outputs, so that no other takes their identity
+    note = lambda layer, _, output: made.update({id(output): (layer, output)})  # noqa: E731
+    hooks = [layer.register_forward_hook(note) for layer in weight_layers(network).values()]
+    try:
+        outputs = network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    biases = [bias_of(made[id(output)][0]) if id(output) in made else None for output in outputs]
+    known = [bias for bias in biases if bias is not None]
+    if len(known) < len(biases):
+        raise ValueError("confidences can only be shifted where every head is the output of a layer with a bias")
+    return known
+
+
+def _objectness(
+    student: nn.Module, teacher: nn.Module, heads: Sequence[Head], inputs: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The student's logits and the teacher's probabilities of objectness, each flat, by head."""
+    ours, theirs = student(inputs), teacher(inputs)
+    strides = [5 + head.classes for head in heads]
+    return (
+        [raw[:, 4::stride].flatten() for raw, stride in zip(ours, strides, strict=True)],
+        [raw[:, 4::stride].flatten().sigmoid() for raw, stride in zip(theirs, strides, strict=True)],
+    )
+
+
+def _shift(logits: Tensor, wanted: Tensor) -> float:
+    """The root b of Σ p (σ(s + b) - p), which rises with b, by halving an interval."""
+    low, high = -WIDEST, WIDEST
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if float((wanted * ((logits + middle).sigmoid() - wanted)).sum()) < 0:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2

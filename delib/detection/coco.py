@@ -1,0 +1,295 @@
+"""Photos and what is labelled on them: any folder of images, with YOLO's text labels beside it where there are some."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from delib.data.download import DataUnavailable, FileSet, debian_package, download, web
+from delib.files import cache_folder, write_bytes
+
+# COCO's 80 classes, numbered as in the labels of YOLO networks.
+# fmt: off
+CLASSES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)
+# fmt: on
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_DEEP = (1 << 16) - 1  # white, in 16-bit grey
+MAX_LABEL_BYTES = 4 << 20
+MAX_ZIP_BYTES = 256 << 20
+COCO128_URL = "https://github.com/ultralytics/assets/releases/download/v0.0.0/coco128.zip"
+# What darknet's authors show YOLOv3 on; their licence file says GPL-3+, MIT or WTFPL, as one likes. The checksums were
+# taken from the Debian package (the pinned archive is version 0.0.0+git20180914 for amd64, in Debian 12); whether the
+# authors' repository holds the same bytes could not be confirmed here.
+SAMPLE_FILES = FileSet(
+    "darknet-samples",
+    {
+        "dog.jpg": "5a9522051c3cec2bbd2f6323fccba32e8fbf3ddcc2b3e2fd46b04c720bc6f866",
+        "eagle.jpg": "f95f57297fd51a6c5ddceb5ed6916fa759d1d65f402fee34c05b31a9608755c0",
+        "giraffe.jpg": "00dc48a9b2af8a1fe4c4b79319726591f1033c7e1150f21e7577a79f3b6659f1",
+        "horses.jpg": "c8f0a677a1356569e2ce71d2fa88c1030c0ae57ecf5e14170e02d9a86a20dcb4",
+        "kite.jpg": "87410f52f79cc256c3949b48a3548632c07c8e9943468ef8caa6250f6643be8e",
+        "person.jpg": "cdcbab947e46110fc2b77784ac54ddbbab2640f1e44cb5e91fc8984a9793a7d1",
+        "scream.jpg": "dcab7bae866fbb396e01ab27a9c8d2d40b3e80911dafb05a5fa18d1bac6b8d17",
+    },
+    {
+        "the authors' repository": web(
+            {
+                f"{name}.jpg": f"https://raw.githubusercontent.com/pjreddie/darknet/master/data/{name}.jpg"
+                for name in ("dog", "eagle", "giraffe", "horses", "kite", "person", "scream")
+            }
+        ),
+        "Debian package darknet": debian_package(
+            "darknet",
+            "9ca14d36112d242a782bfed4104fa5adcd2ae8bc599ab610f42eb609ee125a01",
+            "usr/share/darknet/data/",
+        ),
+    },
+)
+FILE_SETS = {SAMPLE_FILES.name: SAMPLE_FILES}
+FETCH_SAMPLES = f"delib fetch {SAMPLE_FILES.name}"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The objects on one photo: ``boxes`` [n, 4] as left, top, right, bottom and ``classes`` [n].
+
+    Coordinates are shares of the photo's width and height. ``polygons`` holds each object's outline [points, 2],
+    and is empty where only boxes are known.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    polygons: list[np.ndarray] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image file, the boxes labelled on it and the outlines labelled on it; None where nothing was labelled."""
+
+    path: Path
+    boxes: Labels | None = None
+    outlines: Labels | None = None
+
+    def read(self) -> Tensor:
+        """The pixels, uint8 RGB [3, height, width], upright; 16-bit grey is scaled to 8 bits.
+
+        Raises ValueError if the file is not an image, or if its pixels are no brightness of 8 or 16 bits.
+        """
+        try:
+            with Image.open(self.path) as image:
+                # exif_transpose: cameras store photos lying on their side and note it.
+                upright = ImageOps.exif_transpose(image)
+                # Pillow's conversion of deep pixels to RGB cuts them off at 255. Only grey ones come as deep as that:
+                # of 16-bit colours it keeps the upper eight bits itself.
+                deep = upright.mode.startswith(("I", "F"))
+                pixels = np.array(upright if deep else upright.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{self.path}: not an image that can be read ({error}); remove or replace it") from None
+        if deep:
+            pixels = np.repeat(self._eight_bits(pixels)[:, :, None], 3, axis=2)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _eight_bits(self, grey: np.ndarray) -> np.ndarray:
+        """Brightness in 0..65535 as the nearest one in 0..255, of which each is 257 times as much in 16 bits."""
+        if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > MAX_DEEP:
+            kind = "floating-point numbers" if grey.dtype.kind == "f" else f"from {grey.min()} to {grey.max()}"
+            raise ValueError(
+                f"{self.path}: its pixels are {kind}, whose black and white nobody says; "
+                f"save it with 8 bits, or with 16 (0 to {MAX_DEEP})"
+            )
+        return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def photos(folder: str | Path, limit: int | None = None) -> list[Photo]:
+    """The images in ``folder`` and below, by name, at most ``limit``, with their labels.
+
+    Labels are looked for where YOLO keeps them: for ``…/images/…/x.jpg`` in ``…/labels/…/x.txt`` (boxes) and
+    ``…/labels-seg/…/x.txt`` (outlines). Where such a folder exists, an image without a file has no objects.
+    Raises ValueError if there is no image, or a label file is not what it should be.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; name one that holds images")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not paths:
+        raise ValueError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return [Photo(p, _labels_of(p, "labels"), _labels_of(p, "labels-seg")) for p in paths[:limit]]
+
+
+def _labels_of(image: Path, kind: str) -> Labels | None:
+    parts = list(image.absolute().parts)
+    if "images" not in parts:
+        return None
+    parts[len(parts) - 1 - parts[::-1].index("images")] = kind
+    path = Path(*parts).with_suffix(".txt")
+    if path.is_file():
+        return read_labels(path)
+    return Labels(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)) if path.parent.is_dir() else None
+
+
+def read_labels(path: Path) -> Labels:
+    """A YOLO label file: a line ``class x y width height`` for every object, or ``class x1 y1 x2 y2 x3 y3 …``.
+
+    Coordinates are shares of the photo's size; x and y of a box are its centre. Raises ValueError, naming the line,
+    where it is neither.
+    """
+    if path.stat().st_size > MAX_LABEL_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_LABEL_BYTES} bytes, so not a label file; remove it")
+    boxes, classes, polygons = [], [], []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            values = np.array(line.split(), dtype=float)
+        except ValueError:
+            values = np.full(5, np.nan)
+        if not len(values):
+            continue
+        good = np.isfinite(values).all() and (len(values) == 5 or (len(values) >= 7 and len(values) % 2 == 1))
+        if not good or not 0 <= values[0] < 1 << 15 or np.abs(values[1:]).max() > 2:
+            raise ValueError(f"{path}, line {number}: expected a class and relative coordinates; mend or remove it")
+        classes.append(int(values[0]))
+        if len(values) == 5:
+            x, y, w, h = values[1:]
+            boxes.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+        else:
+            polygons.append(values[1:].reshape(-1, 2).astype(np.float32))
+            boxes.append([*polygons[-1].min(0), *polygons[-1].max(0)])
+    if polygons and len(polygons) != len(boxes):
+        raise ValueError(f"{path}: mixes boxes and outlines; keep one kind")
+    return Labels(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(classes).long(), polygons)
+
+
+def sample_photos() -> list[Photo]:
+    """Nine photos: ultralytics' street and football coach, found without importing it, then darknet's seven.
+
+    The seven are fetched once. Where they can be neither found nor fetched, the two are all there is.
+    Raises DataUnavailable if ultralytics is not installed.
+    """
+    spec = importlib.util.find_spec("ultralytics")
+    folder = Path(spec.origin).parent / "assets" if spec and spec.origin else Path()
+    paths = [folder / name for name in ("bus.jpg", "zidane.jpg")]
+    if not all(path.is_file() for path in paths):
+        raise DataUnavailable("the sample photos come with ultralytics; install it, or name a folder of images")
+    with suppress(DataUnavailable):
+        further = SAMPLE_FILES.fetch()
+        paths += [further / name for name in SAMPLE_FILES.checksums]
+    return [Photo(path) for path in paths]
+
+
+def coco128() -> Path:
+    """COCO128, the first 128 photos of COCO train2017 with boxes, as ultralytics publishes it; fetched once.
+
+    Its publisher gives no checksum: what arrives over https is taken, and its digest belongs in the run's record.
+    Raises DataUnavailable if it is not there and cannot be fetched.
+    """
+    folder = cache_folder() / "coco128"
+    if not (folder / "complete").is_file():
+        try:
+            _unpack_images(download(COCO128_URL), folder)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataUnavailable(
+                f"coco128: {str(error).splitlines()[0][:100]}; connect and try again, "
+                f"or name any folder of photos instead"
+            ) from error
+    return folder
+
+
+@dataclass(frozen=True)
+class PhotoSets:
+    """Photos by what they are for: a student is made on ``recovery``, choices are made on ``validation``, ``tested``
+    measures. ``note`` says what that means for the numbers. The first ``own`` photos of ``recovery`` are from the
+    folder that the student is meant for."""
+
+    recovery: list[Photo]
+    validation: list[Photo]
+    tested: list[Photo]
+    note: str
+    own: int
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of each set: of its files' names and contents, in order."""
+        sets = {"recovery": self.recovery, "validation": self.validation, "tested": self.tested}
+        return {f"{name} photos": _digest(several) for name, several in sets.items()}
+
+
+def photo_sets(images: str = "", more: str = "", tested: str = "", held_out: int = 60, seed: int = 0) -> PhotoSets:
+    """Photos to make a student on and others to measure it on.
+
+    ``images`` is a folder, empty for COCO128, or ``samples`` for the sample photos, which also stand in where COCO128
+    is neither here nor can be fetched. ``more`` is a folder of further photos to recover on, if named. ``held_out`` of
+    them, at most half, are drawn by ``seed`` for validation; without ``more``, of ``images``. ``tested`` is a folder of
+    photos that only measure; empty, those for validation measure as well.
+    """
+    base, note = _pool(images)
+    if note:
+        return PhotoSets(base, base, base, note, len(base))
+    pool = photos(more) if more else base
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = min(held_out, len(pool) // 2)
+    validation, rest = [pool[i] for i in order[:held]], [pool[i] for i in order[held:]]
+    measured = photos(tested) if tested else validation
+    note = f"Measured on {len(measured)} photos that neither calibration nor recovery sees" + (
+        "." if tested else "; choices are made on the same ones."
+    )
+    recovery = base + rest if more else rest
+    return PhotoSets(recovery, validation, measured, note, len(base) if more else len(rest))
+
+
+def _pool(images: str) -> tuple[list[Photo], str]:
+    """The photos that ``images`` stands for and, if they are but the samples, what that means."""
+    try:
+        if images != "samples":
+            return photos(images or coco128()), ""
+        reason = "asked for"
+    except DataUnavailable as problem:
+        reason = str(problem)
+    several = sample_photos()
+    complete = len(several) > 2
+    count = "nine" if complete else "two"
+    return several, (
+        f"Only the {count} sample photos ({reason}), and {count} photos measure nothing. The student is made and "
+        f"measured on the same {count}: every number below shows that the code works, none how good the student is on "
+        "other photos." + ("" if complete else f" Seven more could not be had; connect and run `{FETCH_SAMPLES}`.")
+    )
+
+
+def _digest(several: list[Photo]) -> str:
+    total = hashlib.sha256()
+    for photo in several:
+        total.update(photo.path.name.encode() + hashlib.sha256(photo.path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _unpack_images(archive: bytes, folder: Path) -> None:
+    """Images and labels of a zip archive, by their names alone: ``images/x.jpg``, ``labels/x.txt``."""
+    kinds = {".jpg": "images", ".txt": "labels"}
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        entries = [e for e in files.infolist() if Path(e.filename).suffix in kinds and "train2017" in e.filename]
+        if sum(entry.file_size for entry in entries) > MAX_ZIP_BYTES:
+            raise ValueError("the archive unpacks to more than it should")
+        for entry in entries:
+            name = Path(entry.filename).name
+            write_bytes(folder / kinds[Path(name).suffix] / name, files.read(entry))
+    write_bytes(folder / "complete", b"")

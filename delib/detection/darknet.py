@@ -1,0 +1,268 @@
+"""Darknet networks (YOLOv3, YOLOv3-tiny) as torch modules, built from their cfg."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delib.detection.darknet_cfg import Section, parse_cfg, yolov3_cfg, yolov3_tiny_cfg
+from delib.detection.letterbox import DARKNET
+
+# 16 times YOLOv3: nothing larger is allocated on the word of a cfg.
+MAX_VALUES = 1 << 30
+# Darknet divides by sqrt(variance) + 1e-6 on a CPU, by sqrt(variance + 1e-5) on a GPU; OpenCV by sqrt(variance + 1e-6).
+# With this value raw outputs agree with OpenCV's to 1e-4, with 1e-5 to 1e-3.
+BATCH_NORM_EPSILON = 1e-6
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky": lambda: nn.LeakyReLU(0.1),
+    "relu": nn.ReLU,
+    "mish": nn.Mish,
+    "swish": nn.SiLU,
+    "logistic": nn.Sigmoid,
+}
+
+
+class MaxPool(nn.Module):
+    """Darknet's max pooling: ``size - 1`` rows and columns of padding, the larger half of them right and below."""
+
+    def __init__(self, size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.size, self.stride, self.padding = size, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.padding // 2
+        pads = [pad for length in (x.shape[3], x.shape[2]) for pad in (before, self._after(length, before))]
+        if any(pads):
+            x = F.pad(x, pads, value=-torch.inf)
+        return F.max_pool2d(x, self.size, self.stride)
+
+    def _after(self, length: int, before: int) -> int:
+        """Padding behind ``length`` values that is really looked at: often none at stride 2."""
+        windows = (length + self.padding - self.size) // self.stride + 1
+        return max(0, (windows - 1) * self.stride + self.size - length - before)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, stride={self.stride}, padding={self.padding}"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the channels of one raw output mean: for each anchor, x, y, w, h, objectness and the classes' logits.
+
+    ``anchors`` are (width, height) in pixels of the network's input.
+    """
+
+    anchors: tuple[tuple[float, float], ...]
+    classes: int
+
+    def decode(self, raw: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Boxes [n, boxes, 4] as left, top, right, bottom in pixels of the input, of ``size`` (height, width), and
+        confidences [n, boxes, classes]: objectness times class probability (Redmon and Farhadi 2018, section 2).
+        """
+        n, _, rows, columns = raw.shape
+        raw = raw.view(n, len(self.anchors), 5 + self.classes, rows, columns).permute(0, 1, 3, 4, 2)
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        cells = torch.stack([x, y], -1).to(raw)
+        strides = raw.new_tensor([size[1] / columns, size[0] / rows])
+        centres = (raw[..., :2].sigmoid() + cells) * strides
+        # The exponent is bounded so that a wild student's boxes stay finite.
+        extents = raw[..., 2:4].clamp(max=10).exp() * raw.new_tensor(self.anchors).view(-1, 1, 1, 2)
+        boxes = torch.cat([centres - extents / 2, centres + extents / 2], -1)
+        confidences = raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()
+        return boxes.reshape(n, -1, 4), confidences.reshape(n, -1, self.classes)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One section of the cfg as it is run: which layers it reads, and the modules that it applies, by name."""
+
+    kind: str
+    sources: tuple[int, ...]
+    modules: tuple[str, ...] = ()
+    group: int = 0
+    groups: int = 1
+
+
+class Darknet(nn.Module):
+    """A network described by a darknet cfg. Takes images [n, channels, height, width] (RGB, 0..1; height and width
+    multiples of the largest stride, 32 for YOLOv3), gives the raw output of every yolo layer in the cfg's order,
+    each [n, anchors * (5 + classes), height / stride, width / stride], before any sigmoid.
+
+    Layer i of the cfg (``[net]`` not counted) owns the modules ``c<i>`` (convolution), ``bn<i>``, ``act<i>``,
+    ``pool<i>`` or ``up<i>``. ``heads`` says what the outputs mean, ``size`` is the cfg's (height, width).
+    Raises ValueError, naming the cfg's line, where the description is not one that delib can build.
+    """
+
+    letterboxing = DARKNET
+
+    def __init__(self, sections: Sequence[Section]) -> None:
+        super().__init__()
+        net, *body = sections
+        self.size = (net.integer("height", 416, low=1), net.integer("width", 416, low=1))
+        self.channels = net.integer("channels", 3, low=1)
+        self.heads: list[Head] = []
+        self._layers: list[_Layer] = []
+        self._widths: list[int] = []
+        self._values = 0
+        for section in body:
+            self._add(section)
+        if not self.heads:
+            raise ValueError(f"{net.where}: the network has no [yolo] layer, so nothing to detect with")
+        self._needed = {source for i, layer in enumerate(self._layers) for source in layer.sources if source != i - 1}
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of every layer of the cfg, by its number: ``convolutional``, ``route``, ..."""
+        return [layer.kind for layer in self._layers]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x, outputs = images, []
+        kept: dict[int, Tensor] = {}
+        for i, layer in enumerate(self._layers):
+            if layer.kind == "route":
+                parts = [x if source == i - 1 else kept[source] for source in layer.sources]
+                parts = [part.chunk(layer.groups, 1)[layer.group] for part in parts]
+                x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+            elif layer.kind == "shortcut":
+                x = x + kept[layer.sources[1]]
+            elif layer.kind == "yolo":
+                outputs.append(x)
+            for name in layer.modules:
+                x = self.get_submodule(name)(x)
+            if i in self._needed:
+                kept[i] = x
+        return outputs
+
+    def decode(self, outputs: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Boxes [n, boxes, 4] and confidences [n, boxes, classes] of all heads together; see ``Head.decode``."""
+        decoded = [head.decode(raw, size) for head, raw in zip(self.heads, outputs, strict=True)]
+        return torch.cat([boxes for boxes, _ in decoded], 1), torch.cat([scores for _, scores in decoded], 1)
+
+    def _add(self, section: Section) -> None:
+        builders = {
+            "convolutional": self._convolutional,
+            "maxpool": self._maxpool,
+            "upsample": self._upsample,
+            "route": self._route,
+            "shortcut": self._shortcut,
+            "yolo": self._yolo,
+        }
+        if section.kind not in builders:
+            raise ValueError(f"{section.where}: [{section.kind}] is not supported; delib knows {', '.join(builders)}")
+        layer, width = builders[section.kind](section)
+        for source in layer.sources:
+            if source >= 0 and self._layers[source].kind == "yolo":
+                raise ValueError(f"{section.where}: [{section.kind}] reads from a [yolo] layer, which only gives boxes")
+        self._layers.append(layer)
+        self._widths.append(width)
+
+    def _before(self, section: Section) -> tuple[int, int]:
+        """The previous layer's index (-1: the image) and its number of channels."""
+        i = len(self._layers) - 1
+        return i, self._widths[i] if i >= 0 else self.channels
+
+    def _named(self, **modules: nn.Module) -> tuple[str, ...]:
+        names = tuple(f"{prefix}{len(self._layers)}" for prefix in modules)
+        for name, module in zip(names, modules.values(), strict=True):
+            self.add_module(name, module)
+        return names
+
+    def _convolutional(self, section: Section) -> tuple[_Layer, int]:
+        before, width = self._before(section)
+        filters = section.integer("filters", low=1)
+        size = section.integer("size", low=1, high=63)
+        groups = section.integer("groups", 1, low=1)
+        norm = bool(section.integer("batch_normalize", 0, high=1))
+        padding = size // 2 if section.integer("pad", 0, high=1) else section.integer("padding", 0, high=63)
+        activation = section.text("activation", "logistic")
+        if width % groups or filters % groups:
+            raise ValueError(f"{section.where}: {groups} groups do not divide {width} inputs and {filters} filters")
+        if activation != "linear" and activation not in ACTIVATIONS:
+            raise ValueError(f"{section.where}: activation {activation[:40]!r} is not supported")
+        self._values += filters * (width // groups * size * size + (4 if norm else 1))
+        if self._values > MAX_VALUES:
+            raise ValueError(f"{section.where}: the network would have more than {MAX_VALUES} values; refused")
+        stride = section.integer("stride", 1, low=1, high=63)
+        modules: dict[str, nn.Module] = {
+            "c": nn.Conv2d(width, filters, size, stride, padding, groups=groups, bias=not norm)
+        }
+        if norm:
+            modules["bn"] = nn.BatchNorm2d(filters, eps=BATCH_NORM_EPSILON)
+        if activation != "linear":
+            modules["act"] = ACTIVATIONS[activation]()
+        return _Layer(section.kind, (before,), self._named(**modules)), filters
+
+    def _maxpool(self, section: Section) -> tuple[_Layer, int]:
+        before, width = self._before(section)
+        stride = section.integer("stride", 1, low=1, high=63)
+        size = section.integer("size", stride, low=1, high=63)
+        padding = section.integer("padding", size - 1, high=size - 1)
+        return _Layer(section.kind, (before,), self._named(pool=MaxPool(size, stride, padding))), width
+
+    def _upsample(self, section: Section) -> tuple[_Layer, int]:
+        before, width = self._before(section)
+        stride = section.integer("stride", 2, low=1, high=32)
+        up = nn.Upsample(scale_factor=stride, mode="nearest")
+        return _Layer(section.kind, (before,), self._named(up=up)), width
+
+    def _route(self, section: Section) -> tuple[_Layer, int]:
+        sources = tuple(self._resolve(section, i) for i in section.integers("layers"))
+        groups = section.integer("groups", 1, low=1)
+        group = section.integer("group_id", 0, high=groups - 1)
+        widths = [self._widths[source] for source in sources]
+        if any(width % groups for width in widths):
+            raise ValueError(f"{section.where}: {groups} groups do not divide the channels {widths}")
+        return _Layer(section.kind, sources, (), group, groups), sum(widths) // groups
+
+    def _shortcut(self, section: Section) -> tuple[_Layer, int]:
+        before, width = self._before(section)
+        source = self._resolve(section, section.integer("from", low=-len(self._layers)))
+        if self._widths[source] != width:
+            raise ValueError(f"{section.where}: adds {self._widths[source]} channels to {width}; they must be as many")
+        if section.text("activation", "linear") != "linear":
+            raise ValueError(f"{section.where}: only shortcuts with linear activation are supported")
+        return _Layer(section.kind, (before, source)), width
+
+    def _yolo(self, section: Section) -> tuple[_Layer, int]:
+        before, width = self._before(section)
+        sizes = section.numbers("anchors")
+        anchors = list(zip(sizes[::2], sizes[1::2], strict=False))
+        mask = section.integers("mask", list(range(len(anchors))))
+        classes = section.integer("classes", 20, low=1)
+        if len(sizes) % 2 or not all(0 < s < 1e6 for s in sizes) or not all(0 <= i < len(anchors) for i in mask):
+            raise ValueError(f"{section.where}: mask and anchors do not fit together")
+        if width != len(mask) * (5 + classes):
+            needed = f"{len(mask)} anchors and {classes} classes need {len(mask) * (5 + classes)} channels"
+            raise ValueError(f"{section.where}: {needed}, the layer before has {width}")
+        if section.text("scale_x_y", "1") not in ("1", "1.0"):
+            raise ValueError(f"{section.where}: scale_x_y is not supported")
+        self.heads.append(Head(tuple(anchors[i] for i in mask), classes))
+        return _Layer(section.kind, (before,)), width
+
+    def _resolve(self, section: Section, index: int) -> int:
+        """A layer's number as routes write it: counted from here if negative."""
+        here = len(self._layers)
+        absolute = here + index if index < 0 else index
+        if not 0 <= absolute < here:
+            raise ValueError(f"{section.where}: layer {index} is not before layer {here}")
+        return absolute
+
+
+def yolov3_tiny(seed: int = 0) -> Darknet:
+    """YOLOv3-tiny for COCO's 80 classes, 8,858,734 values, still with random ones drawn from ``seed``."""
+    return _built(yolov3_tiny_cfg(), "yolov3-tiny", seed)
+
+
+def yolov3(seed: int = 0) -> Darknet:
+    """YOLOv3 for COCO's 80 classes, 62,001,757 values, still with random ones drawn from ``seed``."""
+    return _built(yolov3_cfg(), "yolov3", seed)
+
+
+def _built(cfg: str, name: str, seed: int) -> Darknet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Darknet(parse_cfg(cfg, name)).eval()

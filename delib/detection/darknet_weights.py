@@ -1,0 +1,155 @@
+"""Darknet's `.weights` files: read into a network, written from one, every value accounted for."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from delib.detection.darknet import Darknet
+from delib.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Header:
+    """The beginning of a `.weights` file: darknet's version, and the number of images the network was trained on."""
+
+    major: int = 0
+    minor: int = 2
+    revision: int = 5
+    seen: int = 0
+
+    @property
+    def counter(self) -> str:
+        """The counter's type: 64 bits since version 0.2 (darknet, src/parser.c, load_weights_upto)."""
+        return "<Q" if self.major * 10 + self.minor >= 2 else "<I"
+
+    def pack(self) -> bytes:
+        return struct.pack("<3i", self.major, self.minor, self.revision) + struct.pack(self.counter, self.seen)
+
+    @classmethod
+    def read(cls, file: BinaryIO, path: Path) -> Header:
+        """Raises ValueError where the version is not one that darknet has written."""
+        version = file.read(12)
+        if len(version) < 12:
+            raise ValueError(f"{path}: too short for a darknet weights file; fetch it again")
+        header = cls(*struct.unpack("<3i", version))
+        if not (0 <= header.major <= 10 and 0 <= header.minor <= 100):  # darknet marks transposed files by 1000
+            raise ValueError(
+                f"{path}: darknet version {header.major}.{header.minor} is unknown; is this a darknet weights file?"
+            )
+        counter = file.read(struct.calcsize(header.counter))
+        if len(counter) < struct.calcsize(header.counter):
+            raise ValueError(f"{path}: too short for a darknet weights file; fetch it again")
+        return cls(header.major, header.minor, header.revision, struct.unpack(header.counter, counter)[0])
+
+
+def tensors(network: Darknet) -> Iterator[tuple[str, Tensor]]:
+    """The network's values in the file's order, by their names in the state dict, sharing the network's memory.
+
+    For every convolution: the batch norm's bias, weight, mean and variance, or the convolution's own bias; then the
+    convolution's weight [out, in / groups, height, width].
+    """
+    state = network.state_dict()
+    for name, layer in network.named_children():
+        if isinstance(layer, nn.Conv2d):
+            norm = f"bn{name[1:]}"
+            first = (
+                [f"{name}.bias"]
+                if layer.bias is not None
+                else [f"{norm}.{part}" for part in ("bias", "weight", "running_mean", "running_var")]
+            )
+            for tensor in (*first, f"{name}.weight"):
+                yield tensor, state[tensor]
+
+
+def value_count(network: Darknet) -> int:
+    """The number of 32-bit values in the network's weights file."""
+    return sum(tensor.numel() for _, tensor in tensors(network))
+
+
+def read_weights(network: Darknet, path: str | Path) -> Header:
+    """Fill the network from a `.weights` file, in place; returns the file's header.
+
+    The file's size must be exactly what the network needs, which is checked before anything is read.
+    Raises ValueError, in one line, for another network's file, a cut one, or values no network can work with
+    (not finite, or negative variances); the network may then be filled in part.
+    """
+    path = Path(path)
+    needed = 4 * value_count(network)
+    with path.open("rb") as file:
+        header = Header.read(file, path)
+        held = path.stat().st_size - file.tell()
+        if held != needed:
+            raise ValueError(
+                f"{path}: holds {held} bytes of values where this network has {needed}; "
+                f"it is {'cut off' if held < needed else 'too long'}, or belongs to another cfg"
+            )
+        for name, tensor in tensors(network):
+            values = np.fromfile(file, "<f4", tensor.numel())
+            if values.size != tensor.numel() or not np.isfinite(values).all():
+                raise ValueError(f"{path}: {name} is cut off or not finite; the file is damaged, fetch it again")
+            if name.endswith("running_var") and values.min() < 0:
+                raise ValueError(f"{path}: {name} is negative; the file is damaged, or belongs to another cfg")
+            tensor.copy_(torch.from_numpy(values.astype(np.float32, copy=False)).view(tensor.shape))
+    return header
+
+
+def write_weights(network: Darknet, path: str | Path, header: Header | None = None) -> None:
+    """Write the network as a `.weights` file that any darknet runtime reads; atomically.
+
+    With the ``header`` that ``read_weights`` returned, what was read is written back byte for byte.
+    """
+    with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
+        file.write((header or Header()).pack())
+        for _, tensor in tensors(network):
+            file.write(tensor.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
+
+
+def export_weights(network: Darknet, state: Mapping[str, Tensor | np.ndarray], path: str | Path) -> None:
+    """Write a state dict, such as a decoded student's, as a `.weights` file; ``network`` gives the layout.
+
+    ``network``'s own values are replaced by ``state``'s. Raises ValueError where a tensor is missing, has another
+    shape, or has no place in the file.
+    """
+    names = dict(tensors(network))
+    extra = [n for n in state if n not in names and not n.endswith("num_batches_tracked")]
+    wrong = [n for n, t in names.items() if n not in state or tuple(state[n].shape) != tuple(t.shape)]
+    if extra or wrong:
+        raise ValueError(
+            f"{path}: the values do not fit this darknet network (first difference: {(wrong + extra)[0]}); "
+            "choose the network that they were made from"
+        )
+    for name, tensor in names.items():
+        tensor.copy_(torch.as_tensor(state[name]))
+    write_weights(network, path)
+
+
+@torch.no_grad()
+def random_weights(network: Darknet, seed: int = 0) -> Darknet:
+    """Fill the network with plausible random values, in place, and return it: for proofs at full size without a file.
+
+    Weights are normal with variance 2 / inputs (He et al. 2015), so that activations neither vanish nor explode;
+    the batch norms' statistics are scattered around mean 0 and variance 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kinds = network.kinds
+    for name, tensor in tensors(network):
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() > 1:
+            noise *= (2 / tensor[0].numel()) ** 0.5
+        elif name.endswith(("running_var", "weight")):
+            noise = 1 + 0.1 * noise.clamp(-3, 3)
+            index = int(name.removeprefix("bn").split(".")[0])
+            if name.endswith("weight") and kinds[index + 1] == "shortcut":
+                noise *= 0.25  # else every sum of a residual block doubles the variance
+        else:
+            noise *= 0.1
+        tensor.copy_(noise)
+    return network

@@ -1,0 +1,160 @@
+"""Ultralytics' networks as plain torch modules: the one place that imports ultralytics, and it does so late.
+
+ultralytics is AGPL-3.0 software. Left alone it writes settings into the home folder, reports usage and installs
+packages; ``_library`` forbids all three before the import.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from delib.data.download import DataUnavailable, download
+from delib.detection.letterbox import ULTRALYTICS
+from delib.files import cache_folder, write_bytes
+
+# What unpickling and ultralytics' own checks raise on a file that is no checkpoint.
+READING_FAILS = (
+    OSError, EOFError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError,
+    pickle.UnpicklingError,
+)  # fmt: skip
+ASSETS_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
+
+
+class Ultra(nn.Module):
+    """An ultralytics detection or segmentation network of the anchor-free kind (YOLOv3u, YOLOv8, YOLO11, ...).
+
+    Takes images [n, 3, height, width] (RGB, 0..1; multiples of 32), gives the head's raw outputs, in training and
+    evaluation alike: box distributions [n, 4 * bins, places], class logits [n, classes, places] and, for segmentation,
+    mask coefficients [n, 32, places] and mask prototypes [n, 32, height / 4, width / 4].
+    """
+
+    size = (640, 640)
+    letterboxing = ULTRALYTICS
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        head = self._head
+        if not all(hasattr(head, name) for name in ("reg_max", "stride", "nc", "nl", "dfl")):
+            raise ValueError(f"{type(head).__name__} is not a head that delib can read; use a detection or -seg model")
+        # The head's fixed convolution, which turns distributions into distances, is done in `decode`: it is no
+        # weight to evolve.
+        head.dfl = nn.Identity()
+        self.train(self.training)
+
+    @property
+    def _head(self) -> Any:
+        return self.model.model[-1]  # type: ignore[index]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the network has a mask head."""
+        return hasattr(self._head, "proto")
+
+    def train(self, mode: bool = True) -> Ultra:
+        super().train(mode)
+        self._head.training = True  # the head's own flag alone: give raw outputs, decode nothing
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        raw = self.model(images)
+        raw = raw.get("one2many", raw)
+        names = ("boxes", "scores", "mask_coefficient", "proto")
+        return [raw[name] for name in names if name in raw]
+
+    def decode(self, outputs: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Boxes [n, places, 4] in pixels of the input, and confidences [n, places, classes].
+
+        A box's sides are expected values of distributions over 0..bins-1 strides from its place (Li et al. 2020,
+        generalized focal loss, eq. 6).
+        """
+        places, strides = self._places(size, outputs[0])
+        n, channels, _ = outputs[0].shape
+        distances = outputs[0].view(n, 4, channels // 4, -1)
+        if channels > 4:
+            bins = torch.arange(channels // 4).to(distances)
+            distances = (distances.softmax(2) * bins[:, None]).sum(2)
+        near, far = distances.view(n, 4, -1).mT.chunk(2, -1)
+        boxes = torch.cat([places - near, places + far], -1) * strides
+        return boxes, outputs[1].sigmoid().mT
+
+    def masks(self, outputs: list[Tensor], photo: int, places: Tensor) -> Tensor:
+        """Mask logits [places, height / 4, width / 4] of the boxes at ``places`` on one photo of the batch."""
+        coefficients, prototypes = outputs[2][photo][:, places], outputs[3][photo]
+        return torch.einsum("cp,chw->phw", coefficients, prototypes)
+
+    def _places(self, size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres [places, 2] of the cells of every scale, in strides, and the strides [places, 1] in pixels."""
+        places, strides = [], []
+        for stride in self._head.stride.tolist():
+            y, x = torch.meshgrid(*(torch.arange(int(side / stride)) for side in size), indexing="ij")
+            places.append(torch.stack([x.flatten(), y.flatten()], 1) + 0.5)
+            strides.append(torch.full((x.numel(), 1), stride))
+        return torch.cat(places).to(like), torch.cat(strides).to(like)
+
+
+def load_ultra(name: str | Path) -> Ultra:
+    """A network by its checkpoint (``yolo11n-seg.pt``: a path, or a name to fetch once) or, with random weights,
+    by its description (``yolo11n-seg.yaml``, which comes with ultralytics).
+
+    Checkpoints are read with ``weights_only=True`` and ultralytics' list of allowed classes. Raises ValueError for a
+    file that is none, DataUnavailable for a checkpoint that is neither here nor can be fetched.
+    """
+    path = Path(name)
+    tasks = _library()
+    if path.suffix == ".yaml":
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                description = tasks.yaml_model_load(path)
+                kind = tasks.SegmentationModel if "-seg" in path.stem else tasks.DetectionModel
+                return Ultra(kind(description, verbose=False)).eval()
+        except FileNotFoundError:
+            raise ValueError(f"{name}: ultralytics has no such network description") from None
+    if path.suffix != ".pt":
+        raise ValueError(f"{name}: expected an ultralytics checkpoint (.pt) or description (.yaml)")
+    file = path if path.is_file() else _fetch(path)
+    try:
+        model, _ = tasks.load_checkpoint(file)
+    except READING_FAILS as error:
+        reason = f"{type(error).__name__} {error}".splitlines()[0][:100]
+        raise ValueError(f"{file}: not a checkpoint that ultralytics can read safely ({reason})") from None
+    return Ultra(model).eval()
+
+
+def _fetch(path: Path) -> Path:
+    """A published checkpoint, fetched once. Its publisher gives no checksum; its digest belongs in the record."""
+    if path.name == "yolov3.pt":
+        raise ValueError(
+            "yolov3.pt: ultralytics would silently load another network, YOLOv3u; "
+            "ask for yolov3u.pt, or for the paper's network with load_yolo('yolov3')"
+        )
+    known = cache_folder() / "ultralytics" / path.name
+    if known.is_file():
+        return known
+    if str(path) != path.name:
+        raise ValueError(f"{path}: no such file; name a checkpoint that is there, or one that ultralytics publishes")
+    try:
+        write_bytes(known, download(ASSETS_URL + path.name))
+    except OSError as error:
+        raise DataUnavailable(
+            f"{path.name} is not here and could not be fetched ({str(error).splitlines()[0][:80]}); "
+            f"connect and try again, or put it into {known.parent}"
+        ) from error
+    return known
+
+
+def _library() -> Any:
+    """``ultralytics.nn.tasks``, imported with its habits forbidden."""
+    os.environ.setdefault("YOLO_CONFIG_DIR", str(cache_folder() / "ultralytics"))
+    os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false", ULTRALYTICS_SAFE_LOAD="1")
+    from ultralytics.nn import tasks
+
+    tasks.SAFE_LOAD = True  # type: ignore[attr-defined]  # the variable was read when ultralytics was first imported, which may have been elsewhere
+    return tasks

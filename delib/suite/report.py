@@ -1,0 +1,117 @@
+"""The report: executed notebooks and records as offline HTML, an index and one page a notebook."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from delib.files import write_bytes
+from delib.suite import claims, runner
+from delib.suite.pages import Page, read_page
+from delib.suite.parameters import PROFILES
+from delib.suite.record import read_records, report_folder
+
+
+def compile_report(run: str | Path = "quick") -> Path:
+    """Write ``index.html`` and a page for each executed notebook of ``reports/<run>``; returns the index's path.
+
+    Executes nothing. Raises ValueError if no notebook was run, if a result is not as the runner left it, or if a page
+    would load anything from elsewhere.
+    """
+    folder = report_folder(run)
+    executed = [path for path in sorted((folder / "notebooks").glob("[0-9]*.ipynb")) if ".failed" not in path.name]
+    if not executed:
+        raise ValueError(f"{folder} holds no executed notebook; make it with `delib report --profile {folder.name}`")
+    runner.check_results(run)
+    pages, records = [read_page(path) for path in executed], read_records(run)
+    environment = _environment()
+    _remove_strays(folder, pages)
+    for i, page in enumerate(pages):
+        html = environment.get_template("notebook.html.j2").render(
+            page=page,
+            record=records.get(page.name, {}),
+            before=pages[i - 1] if i else None,
+            after=pages[i + 1] if i + 1 < len(pages) else None,
+            run=folder.name,
+        )
+        write_bytes(folder / f"{page.name}.html", html.encode())
+    index = folder / "index.html"
+    write_bytes(index, _index(environment, folder.name, pages, records, claims.read_claims(run)).encode())
+    return index
+
+
+def publish_reference(run: str = "quick") -> Path:
+    """Copy a profile's report, its pages and records, to ``reports/reference``, and its numbers into README's table.
+
+    Returns the reference's index. Raises ValueError if a result is not what that profile makes of the notebooks now.
+    """
+    if run not in PROFILES:
+        raise ValueError(f"`{run}` is no profile; only the report of a profile becomes the reference")
+    # Compiled anew, so that pages and records are of the same runs.
+    source, target = compile_report(run).parent, report_folder("reference")
+    runner.check_results(run, current=True)
+    shutil.rmtree(target, ignore_errors=True)
+    for path in [*source.glob("*.html"), *source.glob("records/*.json")]:
+        write_bytes(target / path.relative_to(source), path.read_bytes())
+    claims.update_readme()
+    return target / "index.html"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("delib.suite"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["duration"] = duration
+    return environment
+
+
+def _index(
+    environment: Environment,
+    run: str,
+    pages: list[Page],
+    records: dict[str, dict[str, Any]],
+    claimed: list[claims.Claim],
+) -> str:
+    groups = {name: [claim for claim in claimed if claim.source == source] for source, name in claims.SOURCES.items()}
+    counts = {
+        verdict: sum(claim.verdict == verdict for claim in claimed)
+        for verdict in (claims.REACHED, claims.NOT_REACHED, claims.NOT_MEASURED)
+    }
+    return environment.get_template("index.html.j2").render(
+        run=run, pages=pages, records=records, groups=groups, counts=counts, common=common(records)
+    )
+
+
+def common(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The circumstances that all records share; ``differs`` stands where they do not."""
+    keys = ("seed", "machine", "device", "threads", "git_revision", "versions")
+    shared: dict[str, Any] = {}
+    for key in keys:
+        values = [record[key] for record in records.values() if key in record]
+        if values:
+            shared[key] = values[0] if all(value == values[0] for value in values) else "differs, see the pages"
+    return shared
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader would say them: ``12 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def _remove_strays(folder: Path, pages: list[Page]) -> None:
+    """Remove pages of notebooks that are no longer part of the run."""
+    for path in folder.glob("[0-9]*.html"):
+        if path.stem not in {page.name for page in pages}:
+            path.unlink()
