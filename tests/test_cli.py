@@ -239,7 +239,7 @@ def test_runs_that_cannot_be_are_refused_in_one_line(
 
 
 def test_report_runs_the_sequence_and_prints_the_index_alone_on_stdout(delib: Any, project: Any) -> None:
-    record = 'from delib.records import *\nimport os\nwrite_json(record_path(os.environ["DELIB_RUN"], "10_toy"), {!r})'
+    record = 'from delib.files import *\nfrom delib.suite.record import *\nimport os\nwrite_json(record_path(os.environ["DELIB_RUN"], "10_toy"), {!r})'
     facts = dict.fromkeys(["parameters", "seed", "machine", "device", "threads", "git_revision", "versions", "data"], 0)
     project.notebook("10_toy", record.format({**facts, "seconds": 1, "metrics": {}}), parameters=PARAMETERS)
     index = project.reports / "smoke" / "index.html"

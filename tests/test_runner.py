@@ -64,8 +64,8 @@ def executions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_run_leaves_the_executed_notebook_and_its_record(project: Any) -> None:
     project.profiles("[10_toy.smoke]\nepochs = 1\n")
     cells = (
-        'from delib.records import Run\nrun = Run("10_toy", globals())\nderived = 10 * epochs',
-        "import torch\nfrom delib.evolve import evolve\nnetwork = torch.nn.Sequential(torch.nn.Linear(4, 3))\n"
+        'from delib.suite import Run\nrun = Run("10_toy", globals())\nderived = 10 * epochs',
+        "import torch\nfrom delib.evolution import evolve\nnetwork = torch.nn.Sequential(torch.nn.Linear(4, 3))\n"
         "evolve(network, torch.rand(8, 4), 0.5).sparsities[-1]",
         'run.add("toy", derived=derived)\nrun.write().name',
     )
@@ -222,7 +222,7 @@ def test_a_trial_never_replaces_a_profile_s_results(
 
 
 PLAYED = (
-    'from delib.records import Run\nrun = Run("10_toy", globals())',
+    'from delib.suite import Run\nrun = Run("10_toy", globals())',
     'run.add("toy", epochs=epochs)\nrun.write()',
 )
 

@@ -118,7 +118,7 @@ def test_what_cannot_be_had_is_one_clear_line(tmp_path, monkeypatch) -> None:
 
 
 def test_the_home_folder_is_left_alone(tmp_path) -> None:
-    code = "from delib.ultra import load_ultra; load_ultra('yolo11n.yaml')"
+    code = "from delib.detection.ultralytics import load_ultra; load_ultra('yolo11n.yaml')"
     home = tmp_path / "home"
     home.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("YOLO")}
