@@ -26,69 +26,20 @@ def uniform_levels(values: NDArray[np.floating], count: int) -> Levels:
 
 
 def kmeans_levels(values: NDArray[np.floating], count: int) -> Levels:
-    """The ``count`` levels of least squared error: exact one-dimensional k-means by dynamic programming.
+    """The ``count`` levels of least squared error: exact k-means in one dimension (Grønlund et al. 2017, section 3).
 
-    D_m[j] = min_i D_{m-1}[i-1] + cost(i..j) over sorted values, with the best i monotone in j, so that each row takes
-    O(n log n) by divide and conquer (Grønlund et al. 2017, section 2). Exact for up to ``EXACT`` values; more are
-    first merged into that many groups of neighbours, and the levels are the means of the groups' members.
+    Exact for up to ``EXACT`` values; more are first merged into that many groups of neighbours in rising order, equally
+    many in each, and the levels are the means of the groups' members.
     """
+    import kmeans1d
+
     ordered = np.sort(values.astype(np.float64))
-    count = min(count, len(np.unique(ordered)))
     starts = np.unique(np.linspace(0, len(ordered), min(len(ordered), EXACT), endpoint=False).astype(np.int64))
-    edges = np.append(starts, len(ordered))
-    sums, squares = (np.concatenate([[0.0], np.cumsum(x)])[edges] for x in (ordered, ordered**2))
-    cuts = np.unique(_best_cuts(edges, sums, squares, count))  # a cluster that helps no more is empty
-    return np.unique((np.diff(sums[cuts]) / np.diff(edges[cuts])).astype(np.float32))
-
-
-def _best_cuts(edges: NDArray[Any], sums: NDArray[Any], squares: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Where to cut the groups into ``count`` clusters: [count + 1] positions, the first 0, the last all groups."""
-
-    def cost(start: NDArray[Any], stop: NDArray[Any]) -> NDArray[np.float64]:
-        total = sums[stop] - sums[start]
-        error: NDArray[np.float64] = (
-            squares[stop] - squares[start] - total**2 / np.maximum(edges[stop] - edges[start], 1)
-        )
-        return error
-
-    groups = len(edges) - 1
-    stops = np.arange(groups + 1)
-    error, choices = cost(np.zeros_like(stops), stops), []
-    for _ in range(count - 1):
-        error, choice = _cheapest_starts(error, cost, groups)
-        choices.append(choice)
-    cuts = [groups]
-    for choice in reversed(choices):
-        cuts.append(int(choice[cuts[-1]]))
-    return np.array([0, *reversed(cuts)])
-
-
-def _cheapest_starts(
-    error: NDArray[np.float64], cost: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]], groups: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """For every stop the best start of the last cluster: its total error and the start, both [groups + 1].
-
-    Stops are taken at halving strides; each looks only between the best starts of its two solved neighbours.
-    """
-    best, choice = error.copy(), np.zeros(groups + 1, np.int64)
-    bound = np.full(groups + 2, -1, np.int64)  # best starts of the stops solved so far
-    stride = 1 << int(groups).bit_length()
-    bound[0] = 0
-    while stride:
-        stops = np.arange(stride, groups + 1, 2 * stride)
-        low = bound[stops - stride]
-        after = np.minimum(stops + stride, groups + 1)
-        high = np.minimum(np.where(bound[after] < 0, stops, bound[after]), stops)
-        lengths = high - low + 1
-        offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        starts = np.arange(lengths.sum()) - np.repeat(offsets - low, lengths)
-        totals = error[starts] + cost(starts, np.repeat(stops, lengths))
-        least = np.minimum.reduceat(totals, offsets) if len(stops) else totals
-        hits = np.flatnonzero(totals == np.repeat(least, lengths))
-        first = hits[np.searchsorted(hits, offsets)] if len(stops) else hits
-        best[stops], choice[stops], bound[stops] = least, starts[first], starts[first]
-        stride //= 2
-    return best, choice
+    sums, members = np.add.reduceat(ordered, starts), np.diff(np.append(starts, len(ordered)))
+    count = min(count, len(np.unique(ordered)))
+    clusters = np.asarray(kmeans1d.cluster(sums / members, count).clusters)
+    totals, sizes = np.bincount(clusters, sums, count), np.bincount(clusters, members, count)
+    return np.unique((totals[sizes > 0] / sizes[sizes > 0]).astype(np.float32))
 
 
 PLACEMENTS: dict[str, Placement] = {"kmeans": kmeans_levels, "uniform": uniform_levels}
