@@ -2,6 +2,7 @@
 
 import itertools
 
+import kmeans1d
 import numpy as np
 import pytest
 import torch
@@ -131,3 +132,41 @@ def test_sparsity_counts_the_zeros_of_the_quantised_layers() -> None:
     network = lenet300()
     weight_of(network.fc1).view(-1)[:235_200] = 0
     assert quantize(network).sparsity == pytest.approx(235_200 / 266_200)
+
+
+@pytest.mark.parametrize("draw", ["laplace", "normal", "uniform"])
+def test_many_levels_are_nearly_as_good_as_the_optimum(draw: str) -> None:
+    values = getattr(np.random.default_rng(1), draw)(size=40_000).astype(np.float32)
+    best = np.asarray(kmeans1d.cluster(values.astype(np.float64), 128).centroids)
+    levels = kmeans_levels(values, 128)
+    assert len(levels) <= 128
+    assert squared_error(values, levels) < 1.3 * squared_error(values, best)
+
+
+def test_sixteen_bits_take_no_longer_than_sorting_does() -> None:
+    values = np.random.default_rng(2).normal(size=300_000).astype(np.float32)
+    levels = kmeans_levels(values, 1 << 16)
+    assert 1 << 15 < len(levels) <= 1 << 16
+    # The optimal error of many levels is (∫ p^(1/3))³ / (12 n²): for the standard normal √3 π / 2 n² (Panter and Dite).
+    nearest = levels[np.clip(np.searchsorted((levels[1:] + levels[:-1]) / 2, values), 0, len(levels) - 1)]
+    assert ((values - nearest) ** 2).mean() < 2 * np.sqrt(3) * np.pi / 2 / len(levels) ** 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float16])
+def test_types_that_numpy_lacks_are_read_as_float32(dtype: torch.dtype) -> None:
+    weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    held = quantize_tensors({"w": weight, "b": weight[0]}, bits=16)
+    assert np.array_equal(held["w"].dense(), weight.float().numpy())  # type: ignore[union-attr]
+    assert np.array_equal(np.asarray(held["b"]), weight[0].float().numpy())
+
+
+def test_what_is_not_finite_is_kept_whole_or_refused_by_name() -> None:
+    mask = torch.full((6, 6), -torch.inf).triu(1)
+    assert np.array_equal(np.asarray(quantize_tensors({"mask": mask})["mask"]), mask.numpy())
+    for value in (torch.nan, torch.inf):
+        weight = torch.randn(4, 4)
+        weight[1, 1] = value
+        with pytest.raises(ValueError, match=r"^w holds values that are not finite"):
+            quantize_tensors({"w": weight}, {"w": 4})
+    with pytest.raises(ValueError, match=r"^w holds"):
+        quantize_tensors({"w": torch.full((2, 2), torch.nan)})

@@ -30,6 +30,7 @@ MAGIC = b"DELIB\x00\x01\n"
 DTYPES = ("float16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 MAX_HEADER = 1 << 24
 MAX_LEVELS = 1 << 16
+MAX_ROW = (1 << 24) - 1  # weights in a row: the range coder models their counts with 24 bits
 # No mask bit is ever given less than this probability. So it costs at least log2(1/(1 - FLOOR)) bits to store, and a
 # file of b bytes cannot honestly stand for more than about 5,676·b weights: what makes hostile sizes detectable.
 FLOOR = 2.0**-10
@@ -92,6 +93,8 @@ def encode(tensors: Tensors) -> bytes:
     entries, payloads = [], []
     for name, tensor in tensors.items():
         if isinstance(tensor, LevelTensor):
+            if tensor.mask.size and tensor.mask[0].size > MAX_ROW:
+                raise ValueError(f"{name}: a row of more than {MAX_ROW} weights cannot be encoded; reshape or split it")
             entry, payload = _pack_levels(tensor)
         else:
             if str(tensor.dtype) not in DTYPES:
@@ -173,7 +176,7 @@ def _check_entry(entry: dict[str, Any], payload: bytes) -> None:
         deflated = entry.get("deflated", False) is True
         if not (0 <= size <= MAX_INFLATION * len(payload) if deflated else size == len(payload)):
             raise ValueError(f"{name}: shape {shape} does not match its {len(payload)} bytes")
-    elif not shape or count > WEIGHTS_PER_BYTE * (len(payload) + SLACK_BYTES):
+    elif not shape or math.prod(shape[1:]) > MAX_ROW or count > WEIGHTS_PER_BYTE * (len(payload) + SLACK_BYTES):
         raise ValueError(f"{name}: {len(payload)} bytes cannot hold the claimed shape {shape}")
     elif len(entry["counts"]) > MAX_LEVELS or not all(type(n) is int and 0 <= n <= count for n in entry["counts"]):
         raise ValueError(f"{name}: impossible level counts")
@@ -260,8 +263,12 @@ def _unpack_levels(entry: dict[str, Any], payload: bytes) -> LevelTensor:
             codebook,
             scales if _is_scaled(entry) else None,
         )
-    except (AssertionError, ValueError) as error:
-        raise DelibError(f"{entry['name']}: undecodable stream ({error}); encode the network again") from None
+    except BaseException as error:
+        # A panic of the coder's own language is no Exception; whatever the bytes do to it, they are undecodable.
+        if not isinstance(error, AssertionError | ValueError) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())
+        raise DelibError(f"{entry['name']}: undecodable stream ({reason}); encode the network again") from None
 
 
 class MaskModel:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from delib.coding import container
 from delib.coding.container import DTYPES, MAGIC, DelibError, LevelTensor, decode, encode, read, sizes, write
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=9)
@@ -223,3 +224,18 @@ def test_a_dtype_that_cannot_be_held_is_named() -> None:
 def test_an_inconsistent_level_tensor_is_refused(parts) -> None:
     with pytest.raises(ValueError, match=r"mask|indices|index|codebook|scales"):
         LevelTensor(*parts)
+
+
+def test_rows_beyond_the_coder_s_count_are_refused_both_ways() -> None:
+    wide = LevelTensor(
+        np.ones((1, container.MAX_ROW + 1), bool), np.zeros(container.MAX_ROW + 1, np.uint8), np.ones(1, np.float32)
+    )
+    with pytest.raises(ValueError, match=r"^w: a row of more than"):
+        container.encode({"w": wide})
+    columns = container.MAX_ROW + 9
+    payload = bytes(4 + 4 * (columns // container.WEIGHTS_PER_BYTE // 4 + 8))
+    entry = {"name": "w", "shape": [1, columns], "bytes": len(payload), "counts": [5], "prior": 0.5}
+    header = zlib.compress(json.dumps([entry]).encode())
+    body = len(header).to_bytes(4, "little") + header + payload
+    with pytest.raises(container.DelibError, match="cannot hold the claimed shape"):
+        container.decode(container.MAGIC + hashlib.sha256(body).digest() + body)
