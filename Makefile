@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help report test lab lint bench reference lock clean
+.PHONY: help report test lab lint bench reference lock clean filter
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -48,4 +48,11 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(MAKE) --no-print-directory filter
 	@touch $@
+
+# The filter that .gitattributes names. Without it, as in a tarball or in a clone that `make` never saw, nothing fails.
+LEFT := $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version)
+filter:
+	@if [ -e .git ]; then git config filter.nbstripout.clean \
+	  '$(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill metadata.widgets $(LEFT)"'; fi

@@ -10,9 +10,6 @@ not depend on them), the same candidate sets of 5% of the layer's weights are me
   along the batch were tried: from four images on, no faster.)
 - ``horizon_0``, ``horizon_1``: the same at the outputs of the layer itself and of the next that depends on it, where
   ``Suffix`` stops and the naive way runs on. Also exactly equal.
-- ``moments``: the summed squared change of the layer's own outputs, by ``zeroing_changes`` from the layer's moments.
-  Summed in another order, so equal to a relative tolerance of 1e-3 in float32. The moments are gathered once for a
-  layer, at the cost recorded as ``setup_seconds``, and serve any number of candidates.
 
 ``peak_memory_megabytes`` is the process's, after the network and those before it.
 """
@@ -20,7 +17,6 @@ not depend on them), the same candidate sets of 5% of the layer's weights are me
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import platform
@@ -36,10 +32,9 @@ from torch import Tensor, nn
 from delib.data.classifiers import lenet5, resnet
 from delib.detection.darknet import yolov3_tiny
 from delib.evolution.assess import Suffix, assess, tentatively_zeroed
-from delib.layerwise.reconstruct import moments, zeroing_changes
 from delib.nn.divergence import mse
-from delib.nn.hooks import Cut, end, up_to
-from delib.nn.layers import matrix_of, weight_layers, weight_of
+from delib.nn.hooks import Cut, end, up_to, watched_calls
+from delib.nn.layers import weight_layers, weight_of
 from delib.suite.record import git_revision, package_versions
 
 
@@ -83,13 +78,11 @@ def naive(
     of: Callable[[Any, Tensor], Tensor],
 ) -> Tensor:
     """``of`` (network's outputs, outputs of the module ``at``) after a full forward for each candidate set."""
-    seen: list[Tensor] = []
-    hook = at.register_forward_hook(lambda *call: seen.append(call[2]))
     measured = []
     for candidate in sets:
-        with tentatively_zeroed(layer, candidate):
-            measured.append(of(network(inputs), seen.pop()))
-    hook.remove()
+        with tentatively_zeroed(layer, candidate), watched_calls([at]) as calls:
+            answer = network(inputs)
+        measured.append(of(answer, calls[-1].output))
     return torch.stack(measured)
 
 
@@ -128,27 +121,16 @@ def measure(network: nn.Module, name: str, inputs: Tensor, share: float, candida
     chance = torch.Generator().manual_seed(0)
     size = max(1, round(share * weight.numel()))
     sets = torch.stack([torch.randperm(weight.numel(), generator=chance)[:size] for _ in range(candidates)])
-    few, own = sets[:2], up_to(network, name)(inputs)
-    goal = network(inputs)
+    few, goal = sets[:2], network(inputs)
     network(inputs)  # warm
     naive_rate, _ = rate(
         lambda: naive(network, layer, layer, few, inputs, lambda o, _: squares(o, goal)), len(few), least
     )
-    changes = naive(network, layer, layer, few, inputs, lambda _, z: (z - own).double().square().sum())
-    start = time.perf_counter()
-    sums = moments(network, copy.deepcopy(network), name, inputs, batch=len(inputs))
-    setup = time.perf_counter() - start
-    matrix = matrix_of(layer)
-    moments_rate, by_moments = rate(lambda: zeroing_changes(sums, matrix, sets), len(sets), least)
     return {
         "layer": name,
         "weights": weight.numel(),
         "naive_per_second": naive_rate,
         **measure_horizons(network, layer, few, inputs, least, naive_rate),
-        "moments_per_second": moments_rate,
-        "moments_speedup": moments_rate / naive_rate,
-        "moments_difference": difference(by_moments[: len(few)], changes),
-        "setup_seconds": setup,
     }
 
 

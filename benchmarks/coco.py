@@ -20,14 +20,14 @@ import time
 from pathlib import Path
 
 import torch
+from opencv import OpenCV
 
-from delib.coding import container as encode
 from delib.coding.quantized import Quantized
 from delib.detection.coco import Photo, photos, sample_photos
 from delib.detection.darknet import Darknet
-from delib.detection.infer import Detections, Detector, detect
-from delib.detection.metrics import LEAST, scores
-from delib.detection.opencv import OpenCV
+from delib.detection.darknet_weights import value_count
+from delib.detection.infer import Detector
+from delib.detection.study import Study
 from delib.detection.zoo import export_darknet, load_yolo
 from delib.files import project_root, sha256
 from delib.suite.record import git_revision, package_versions
@@ -43,68 +43,51 @@ def main(args: argparse.Namespace) -> dict[str, object]:
     torch.set_num_threads(1)
     several = [photo for folder in args.images for photo in photos(folder)] or sample_photos()
     teacher = load_yolo(args.network)
-    held = Quantized(encode.read(args.student))
-    bench = Bench(several)
+    held = Quantized.load(args.student)
     networks = teacher, held.network(teacher)
-    marks = {
-        "torch": bench.scores(*map(bench.by_torch, networks)),
-        "opencv": bench.scores(*map(bench.by_opencv, networks)),
-    }
+    seconds, metrics = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        runtimes = {"torch": (networks, 8), "opencv": ([by_opencv(n, Path(folder)) for n in networks], 1)}
+        for name, (sides, batch) in runtimes.items():
+            start = time.perf_counter()
+            metrics[name] = measured(*sides, several, batch)
+            seconds[name] = round(time.perf_counter() - start, 1)
     return {
         "photos": len(several),
         "student": {
             "file": args.student.name,
             "sha256": sha256(args.student),
             "bytes": args.student.stat().st_size,
-            "compression_ratio": 4 * sum(p.numel() for p in tensors(teacher)) / args.student.stat().st_size,
+            "compression_ratio": 4 * value_count(teacher) / args.student.stat().st_size,
             "sparsity": held.sparsity,
             "bits": held.bits,
         },
-        "marks": marks,
-        "as_published": as_published(args.network, marks["torch"]),
-        "seconds": bench.seconds,
+        "metrics": metrics,
+        "as_published": as_published(args.network, metrics["torch"]),
+        "seconds": seconds,
     }
 
 
-class Bench:
-    """Photos read once, and how long each side took on them."""
-
-    def __init__(self, several: list[Photo]) -> None:
-        self.pictures, self.labels = [photo.read() for photo in several], [photo.boxes for photo in several]
-        self.seconds: dict[str, float] = {"torch": 0.0, "opencv": 0.0}
-
-    def by_torch(self, network: Darknet) -> list[Detections]:
-        return self._found("torch", network, 8)
-
-    def by_opencv(self, network: Darknet) -> list[Detections]:
-        """From the files that are exported of the network, read and decoded by OpenCV."""
-        with tempfile.TemporaryDirectory() as folder:
-            weights = Path(folder) / "network.weights"
-            _, cfg = export_darknet(network.state_dict(), weights)
-            return self._found("opencv", OpenCV(cfg, weights), 1)
-
-    def scores(self, teacher: list[Detections], student: list[Detections]) -> dict[str, float]:
-        return scores(self.pictures, teacher, student, self.labels)
-
-    def _found(self, name: str, network: Detector, batch: int) -> list[Detections]:
-        start = time.perf_counter()
-        detections = detect(network, self.pictures, threshold=LEAST, batch=batch)
-        self.seconds[name] = round(self.seconds[name] + time.perf_counter() - start, 1)
-        return detections
+def measured(teacher: Detector, student: Detector, several: list[Photo], batch: int) -> dict[str, float]:
+    """All metrics of a student against its teacher and the labels."""
+    study = Study(teacher, several, batch=batch)
+    return study.scores(study.detect(student))
 
 
-def as_published(network: str, marks: dict[str, float]) -> dict[str, float | bool]:
+def by_opencv(network: Darknet, folder: Path) -> OpenCV:
+    """The network as OpenCV reads and decodes it, from the files that are exported of it."""
+    weights = folder / f"{id(network)}.weights"
+    _, cfg = export_darknet(network.state_dict(), weights)
+    return OpenCV(cfg, weights)
+
+
+def as_published(network: str, metrics: dict[str, float]) -> dict[str, float | bool]:
     """The teacher's AP50 beside the published one, and whether it is as good; empty without labels."""
-    if "teacher_ap50" not in marks:
+    if "teacher_ap50" not in metrics:
         return {}
     published = PUBLISHED_AP50[network]
-    good = marks["teacher_ap50"] >= published - ALLOWED_BELOW
-    return {"published_ap50": published, "teacher_ap50": marks["teacher_ap50"], "as_good": good}
-
-
-def tensors(network: torch.nn.Module) -> list[torch.Tensor]:
-    """What a darknet file holds: all values but torch's counters of batches."""
-    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    good = metrics["teacher_ap50"] >= published - ALLOWED_BELOW
+    return {"published_ap50": published, "teacher_ap50": metrics["teacher_ap50"], "as_good": good}
 
 
 if __name__ == "__main__":
@@ -113,7 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("--student", type=Path, default=STUDENT, help="the student's .delib file")
     parser.add_argument("--network", default="yolov3-tiny", help="which network it is a student of")
     options = parser.parse_args()
-    measured = main(options)
+    result = main(options)
     about = {
         "benchmark": "coco",
         "versions": package_versions(),
@@ -122,8 +105,8 @@ if __name__ == "__main__":
         "git_revision": git_revision(),
         "options": {"images": [Path(folder).name for folder in options.images], "network": options.network},
     }
-    json.dump(about | measured, sys.stdout, indent=2)
+    json.dump(about | result, sys.stdout, indent=2)
     print()
-    if not measured["as_published"] or measured["as_published"]["as_good"]:  # type: ignore[index]
+    if not result["as_published"] or result["as_published"]["as_good"]:  # type: ignore[index]
         sys.exit(0)
     sys.exit("the teacher's average precision is not what is published for its weights: are its boxes read rightly?")

@@ -5,7 +5,7 @@ random values in the official layout (normal, scaled as He et al. 2015 do, so th
 explode; norms with scattered statistics): neither time nor memory depends on what a network has learnt. Whether the
 student is any good is no question here.
 
-The evolution is ``delib.evolve.evolve`` as everywhere: in every cycle each of the 75 convolutions is given candidate
+The evolution is ``delib.evolve`` as everywhere: in every cycle each of the 75 convolutions is given candidate
 sets, each is tentatively zeroed and measured by the divergence of the network's detections, the best is zeroed.
 
 ``evolve_memory_ratio`` is the evolution's peak above what the process held before it had a network, less the largest
@@ -37,7 +37,7 @@ from delib.detection.darknet_weights import random_weights, read_weights, tensor
 from delib.detection.divergence import detection_divergence
 from delib.detection.zoo import NETWORKS, export_darknet
 from delib.evolution.criteria import criterion_named
-from delib.evolution.evolve import evolve
+from delib.evolution.evolve import Cycle, evolve
 from delib.layerwise.compress import quantize
 from delib.nn.layers import float32_bytes, sparsity, weight_layers
 from delib.suite.record import git_revision, package_versions
@@ -69,7 +69,7 @@ def step(name: str) -> Iterator[None]:
 def layer_bytes(network: nn.Module, images: Tensor) -> int:
     """The most that the inputs and outputs of one weight layer take."""
     sizes = [0]
-    measure = lambda _, args, output: sizes.append(4 * (args[0].numel() + output.numel()))  # noqa: E731
+    measure = lambda _, args, output: sizes.append(4 * (args[0].numel() + output.numel()))  # noqa: E731 (keeps nothing)
     hooks = [layer.register_forward_hook(measure) for layer in weight_layers(network).values()]
     network(images)
     for hook in hooks:
@@ -103,11 +103,8 @@ def whole_way(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             teacher,
             images,
             options.sparsity,
-            population=options.population,
-            share=options.share,
-            criterion=criterion_named(options.criterion),
+            Cycle(options.population, options.share, criterion_named(options.criterion), batch=options.images),
             divergence=detection_divergence(teacher.heads),
-            batch=options.images,
             seed=options.seed,
         )
     peak = peak_device_megabytes(options.device) or peak_megabytes() - before

@@ -1,8 +1,8 @@
 """Quality and seconds of every sparsifier on LeNet-300-100, the same teachers, calibration images and layer sparsities.
 
-Prints one JSON document. No method trains with labels; ``newton`` in a name says that the survivors were also refitted
-to the teacher's outputs by Gauss-Newton steps. Each peer runs with its paper's damping of the Gram matrix and with the
-smaller one that evolution uses, and the better of the two means (by test accuracy) is what evolution is held against.
+Prints one JSON document. No method trains with labels; ``gauss_newton`` in a name says that the survivors were also
+fitted to the teacher's outputs by Gauss-Newton steps. Each baseline runs with its paper's damping of the Gram matrix
+and with the smaller one that evolution uses; evolution is held against the better of the two mean test accuracies.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from delib.data.classifiers import lenet300
 from delib.data.images import mnist
 from delib.data.teachers import teacher
-from delib.distillation.gauss_newton import newton
+from delib.distillation.gauss_newton import gauss_newton
 from delib.evolution.criteria import admm
-from delib.evolution.evolve import evolve
-from delib.layerwise import baselines as peers
+from delib.evolution.evolve import Cycle, evolve
+from delib.layerwise.baselines import BASELINES, DAMPING, prune
 from delib.layerwise.reconstruct import RIDGE
 from delib.nn.divergence import kl, soft_kl
 from delib.nn.layers import accuracy, predict
@@ -33,9 +33,9 @@ from delib.suite.record import git_revision, package_versions
 Method = Callable[[nn.Module, Tensor, dict[str, float], int], nn.Module]
 
 
-def peer(name: str, damping: float) -> Method:
+def baseline(name: str, damping: float) -> Method:
     def run(network: nn.Module, inputs: Tensor, targets: dict[str, float], seed: int) -> nn.Module:
-        return peers.prune(network, inputs, targets, partial(peers.PEERS[name], damping=damping))
+        return prune(network, inputs, targets, partial(BASELINES[name], damping=damping))
 
     return run
 
@@ -46,13 +46,9 @@ def evolution(share: float, population: int, temperature: float = 0.1, recover: 
             network,
             inputs,
             targets,
-            share=share,
-            population=population,
-            temperature=temperature,
-            criterion=admm,
-            compensate=True,
+            Cycle(population, share, admm, temperature, compensate=True),
             divergence=soft_kl,
-            recovery=partial(newton, inputs=inputs) if recover else None,
+            recovery=partial(gauss_newton, inputs=inputs) if recover else None,
             seed=seed,
             progress=False,
         ).student
@@ -61,15 +57,15 @@ def evolution(share: float, population: int, temperature: float = 0.1, recover: 
 
 
 METHODS: dict[str, Method] = {
-    "magnitude": peer("magnitude", peers.DAMPING),
-    "wanda": peer("wanda", peers.DAMPING),
+    "magnitude": baseline("magnitude", DAMPING),
+    "wanda": baseline("wanda", DAMPING),
     **{
-        f"{name}, damping {d}": peer(name, d)
+        f"{name}, damping {d}": baseline(name, d)
         for name in ("sparsegpt", "alps", "exact_obs")
-        for d in (peers.DAMPING, RIDGE)
+        for d in (DAMPING, RIDGE)
     },
     "evolution": evolution(share=1.0, population=16),
-    "evolution + newton": evolution(share=0.5, population=8, recover=True),
+    "evolution + gauss_newton": evolution(share=0.5, population=8, recover=True),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+import delib
 from delib.suite.runner import JOBS
 
 Profile = Annotated[
@@ -17,11 +18,23 @@ Profile = Annotated[
 ]
 
 app = typer.Typer(
-    help="Directed Evolution for sparsifying and compressing neural networks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"delib {delib.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Directed Evolution for sparsifying and compressing neural networks."""
 
 
 class PairCommand(TyperCommand):
@@ -99,14 +112,13 @@ def encode(
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from delib.coding import container as encode
-    from delib.coding import quantize
+    from delib.coding import quantize_tensors, save
 
     try:
         state = load(weights.read_bytes())
     except SafetensorError as error:
         raise ValueError(f"{weights}: not a .safetensors file ({error})") from None
-    size = encode.write(out, quantize.quantize_tensors(state, bits, method))
+    size = save(quantize_tensors(state, bits, method), out)
     dense = 4 * sum(tensor.numel() for tensor in state.values())
     typer.echo(f"{out}: {size:,} bytes, {dense / size:.1f} times smaller than float32")
 
@@ -119,12 +131,17 @@ def decode(
     """Write the network of a .delib file as a plain state dict."""
     from safetensors.numpy import save
 
-    from delib.coding import container as encode
     from delib.files import write_bytes
 
-    tensors = encode.read(file).items()
-    write_bytes(out, save({name: t.dense() if isinstance(t, encode.LevelTensor) else t for name, t in tensors}))
+    write_bytes(out, save(_dense(file)))
     typer.echo(str(out))
+
+
+def _dense(file: Path) -> dict[str, Any]:
+    """The plain state dict of a .delib file."""
+    from delib.coding import LevelTensor, load
+
+    return {name: t.dense() if isinstance(t, LevelTensor) else t for name, t in load(file).items()}
 
 
 @app.command()
@@ -156,13 +173,10 @@ def export(
     ] = "darknet",
 ) -> None:
     """Write the network of a .delib file in the format of another runtime, and say how to run it there."""
-    from delib.coding import container as encode
     from delib.detection.zoo import export_darknet
 
     assert to == "darknet"
-    tensors = encode.read(file).items()
-    state = {name: t.dense() if isinstance(t, encode.LevelTensor) else t for name, t in tensors}
-    name, cfg = export_darknet(state, out)
+    name, cfg = export_darknet(_dense(file), out)
     typer.echo(f"{out}: a {name} for any darknet runtime, described by {cfg}")
     typer.echo(f"darknet: darknet detector test coco.data {cfg} {out} PHOTO -thresh 0.25 -out found")
     typer.echo(f"OpenCV 4: cv2.dnn.readNetFromDarknet({str(cfg)!r}, {str(out)!r})")
@@ -171,11 +185,10 @@ def export(
 @app.command()
 def fetch(names: Annotated[list[str] | None, typer.Argument(help="Data sets; all if none is named.")] = None) -> None:
     """Get data sets and weights from the first source that answers, and verify them."""
-    from delib.data import images as datasets
-    from delib.detection import coco
-    from delib.detection import zoo as weights
+    from delib.data import images
+    from delib.detection import coco, zoo
 
-    known = {**datasets.FILE_SETS, **weights.FILE_SETS, **coco.FILE_SETS}
+    known = images.FILE_SETS | zoo.FILE_SETS | coco.FILE_SETS
     for name in names or [name for name, files in known.items() if not files.optional]:
         if name not in known:
             raise ValueError(f"there is no data set `{name}`; choose from {', '.join(known)}")

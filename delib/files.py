@@ -1,4 +1,4 @@
-"""TODO"""
+"""Files and folders: written whole or not at all, hashed, and where the project keeps them."""
 
 from __future__ import annotations
 

@@ -147,6 +147,14 @@ def test_only_what_stands_between_the_markers_is_replaced() -> None:
             with_table(bad, [])
 
 
+def test_the_readme_has_the_headlines_where_there_are_some(project: Any) -> None:
+    readme = "<!-- claims -->\n<!-- /claims -->\n"
+    main, other = claimed(project, "headline = true", {}, "Main"), Claim("Other", "project")
+    assert main.headline
+    assert "Other" not in with_table(readme, [main, other])
+    assert "Other" in with_table(readme, [other])
+
+
 def test_the_readme_s_numbers_are_those_of_the_reference_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DELIB_HOME", raising=False)
     assert claims.claims_path() == ROOT / "reports" / "claims.toml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,10 @@ def test_help_is_quick_and_lists_the_commands() -> None:
     assert done.stdout.splitlines()[-1] == "False", "torch takes seconds to import"
     for command in ("run", "report", "encode", "decode", "inspect", "fetch"):
         assert f" {command} " in done.stdout
+
+
+def test_the_version_is_the_package_s(delib: Any) -> None:
+    assert delib("--version") == (0, f"delib {version('delib')}\n", "")
 
 
 def test_the_module_is_the_command_and_its_errors_are_one_line(tmp_path: Path) -> None:
@@ -239,7 +244,10 @@ def test_runs_that_cannot_be_are_refused_in_one_line(
 
 
 def test_report_runs_the_sequence_and_prints_the_index_alone_on_stdout(delib: Any, project: Any) -> None:
-    record = 'from delib.files import *\nfrom delib.suite.record import *\nimport os\nwrite_json(record_path(os.environ["DELIB_RUN"], "10_toy"), {!r})'
+    record = (
+        "from delib.files import *\nfrom delib.suite.record import *\nimport os\n"
+        'write_json(record_path(os.environ["DELIB_RUN"], "10_toy"), {!r})'
+    )
     facts = dict.fromkeys(["parameters", "seed", "machine", "device", "threads", "git_revision", "versions", "data"], 0)
     project.notebook("10_toy", record.format({**facts, "seconds": 1, "metrics": {}}), parameters=PARAMETERS)
     index = project.reports / "smoke" / "index.html"

@@ -1,19 +1,22 @@
-"""On a GPU the same comes out as on a processor: candidate sets, divergences, thinned and rounded students."""
+"""On a GPU the same comes out as on a processor: candidate sets, divergences, pruned and quantised students."""
 
 import copy
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from delib.distillation.distill import distil
-from delib.distillation.fake_quantize import Rounding
-from delib.distillation.pruning import Thinning
+from delib.distillation import FakeQuantization, GradualPruning, Objective, Recipe, distill
 from delib.evolution.criteria import activation, hessian
-from delib.evolution.evolve import evolve
+from delib.evolution.evolve import Cycle, evolve
 from delib.layerwise.compress import quantize
 from delib.nn.divergence import mse
-from delib.nn.layers import weight_layers, weight_of
+from delib.nn.layers import hold, weight_layers, weight_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -35,28 +38,46 @@ INPUTS = inputs(64, torch.Generator().manual_seed(9))
 def test_evolution_zeroes_the_same_weights(criterion: object) -> None:
     ends = {}
     for device in ("cpu", "cuda"):
-        settings = {"population": 4, "criterion": criterion, "divergence": mse, "progress": False}
-        ends[device] = evolve(teacher(device), INPUTS.to(device), 0.8, **settings)
+        cycle = Cycle(population=4, criterion=criterion)
+        ends[device] = evolve(teacher(device), INPUTS.to(device), 0.8, cycle, divergence=mse, progress=False)
     same = [(ends["cuda"].masks[name].cpu() == mask).float().mean() for name, mask in ends["cpu"].masks.items()]
     assert min(same) > 0.98  # sums in another order may turn a close contest
     assert quantize(ends["cuda"].student, 4).bits == 4
 
 
-def test_a_student_is_thinned_and_rounded_as_on_a_processor() -> None:
+def test_a_student_is_pruned_and_quantised_as_on_a_processor() -> None:
     errors = {}
+    recipe, objective = Recipe(steps=200, batch=32, rate=0.01), Objective(mse, features=["1", "3"])
     for device in ("cpu", "cuda"):
         whole = teacher(device)
-        student = copy.deepcopy(whole)
-        masks = {n: torch.ones_like(weight_of(m), dtype=torch.bool) for n, m in weight_layers(student).items()}
-        common = {"inputs": lambda n, c, device=device: inputs(n, c).to(device), "steps": 200, "divergence": mse}
-        common |= {"progress": False, "features": ["1", "3"], "rate": 0.01, "batch": 32}
-        common |= {"recorded": device == "cuda"}
-        distil(student, whole, masks, 0, thinning=Thinning(300, every=20), **common)
-        masks = {n: weight_of(m) != 0 for n, m in weight_layers(student).items()}
-        rounding = Rounding(3)
-        distil(student, whole, masks, 1, rounding=rounding, **common)
-        assert sum(int(mask.sum()) for mask in masks.values()) == 300
-        assert all(len(tensor.codebook) <= 8 for tensor in rounding.tensors(student).values())
-        with rounding.applied(student), torch.no_grad():
+        student, source = copy.deepcopy(whole), lambda n, chance, device=device: inputs(n, chance).to(device)
+        distill(student, whole, source, recipe, objective=objective, during=GradualPruning(300, every=20))
+        fake = FakeQuantization(3)
+        distill(student, whole, source, recipe, objective=objective, during=fake, seed=1)
+        assert sum(int(weight_of(layer).count_nonzero()) for layer in weight_layers(student).values()) == 300
+        assert all(len(tensor.codebook) <= 8 for tensor in fake.tensors(student).values())
+        with fake.applied(student), torch.no_grad():
             errors[device] = float(mse(student(INPUTS.to(device)), whole(INPUTS.to(device))))
     assert errors["cuda"] == pytest.approx(errors["cpu"], rel=0.3)
+
+
+def test_a_distillation_goes_on_on_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("delib.distillation.distill"), "SAVE", 0.0)
+    ends = {}
+    for devices in (("cpu", "cpu"), ("cuda", "cpu"), ("cpu", "cuda")):
+        for device, stop in zip(devices, (50, math.inf), strict=True):
+            whole, calls = teacher(device), iter(range(10**6))
+
+            def stopping(student: Tensor, goal: Tensor, calls: Iterator[int] = calls, stop: float = stop) -> Tensor:
+                if next(calls) >= stop:
+                    raise KeyboardInterrupt
+                return mse(student, goal)
+
+            student, source = copy.deepcopy(whole), lambda n, chance, device=device: inputs(n, chance).to(device)
+            hold(student, {"0": weight_of(student[0]) > 0})
+            with suppress(KeyboardInterrupt):
+                settings = {"objective": Objective(stopping), "checkpoint": tmp_path / "-".join(devices)}
+                distill(student, whole, source, Recipe(steps=100, batch=32, rate=0.01), **settings)
+        with torch.no_grad():
+            ends[devices] = float(mse(student(INPUTS.to(device)), whole(INPUTS.to(device))))
+    assert max(ends.values()) == pytest.approx(min(ends.values()), rel=0.3)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opencv import OpenCV
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -30,7 +31,6 @@ from delib.detection.darknet_weights import (
 from delib.detection.infer import detect
 from delib.detection.letterbox import letterbox
 from delib.detection.metrics import compare
-from delib.detection.opencv import OpenCV
 from delib.detection.zoo import YOLOV3_TINY_FILES, export_darknet, load_yolo
 from delib.nn.layers import weight_layers
 

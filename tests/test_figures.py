@@ -87,10 +87,14 @@ def test_curves_are_the_given_points_under_the_given_names() -> None:
     assert set(level.get_ydata()) == {0.992}
 
 
-def test_no_two_of_seven_curves_differ_by_colour_alone() -> None:
-    (axis,) = figures.curves({str(i): ([0, 1], [i, i]) for i in range(7)}, "x", "y").axes
-    assert len({line.get_color() for line in axis.lines}) == 7
-    assert len({line.get_marker() for line in axis.lines}) == 7
+@pytest.mark.parametrize("count", [7, 13, 49])
+def test_no_two_curves_share_colour_marker_and_dash(count: int) -> None:
+    (axis,) = figures.curves({str(i): ([0, 1], [i, i]) for i in range(count)}, "x", "y").axes
+    looks = [(line.get_color(), line.get_marker(), str(line._dash_pattern)) for line in axis.lines]
+    assert len(set(looks)) == count
+    assert len({look[:2] for look in looks}) == count, "markers are seen where dashes are too short"
+    for one, other in itertools.pairwise(looks[:7]):
+        assert all(a != b for a, b in zip(one, other, strict=True))
 
 
 def ticks(axis: Any, values: list[float]) -> list[str]:
@@ -186,12 +190,33 @@ def test_misread_images_are_marked_in_words_too(read: Any, true: Any, titles: li
     assert sum(not axis.axison for axis in figure.axes) == 1, "the empty place shows nothing"
 
 
-def test_scatter_has_a_point_a_weight() -> None:
-    (axis,) = figures.scatter([1, 2, 3], [0.1, 0.01, 0.001], "magnitude", "divergence").axes
+def test_a_cloud_has_a_point_a_weight() -> None:
+    lines = {"weights": ([1, 2, 3], [0.1, 0.01, 0.001])}
+    (axis,) = figures.curves(lines, "magnitude", "divergence", percent="", logarithmic="y", points=True).axes
     (cloud,) = axis.lines
     assert cloud.get_xydata().tolist() == [[1, 0.1], [2, 0.01], [3, 0.001]]
-    assert cloud.get_linestyle() == "None"
+    assert (cloud.get_linestyle(), cloud.get_marker()) == ("None", "o")
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_yscale()) == ("magnitude", "divergence", "log")
+
+
+class Evolved:
+    """Five cycles, each zeroing a tenth; its student at a cycle is the cycle."""
+
+    cycle, sparsities = 5, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+    def cycle_at(self, sparsity: float) -> int:
+        return next(i for i, s in enumerate(self.sparsities) if s >= sparsity)
+
+    def at_cycle(self, cycle: int) -> int:
+        return cycle
+
+
+def test_a_curve_measures_the_students_along_an_evolution() -> None:
+    assert figures.curve(Evolved(), lambda student: 1 - student / 10) == (
+        [0.0, 0.1, 0.2, 0.3, 0.4, 0.5],
+        pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5]),
+    )
+    assert figures.curve(Evolved(), float, above=0.1, every=2) == ([0.1, 0.3, 0.5], [1.0, 3.0, 5.0])
 
 
 def test_the_house_style_does_not_leak() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tomllib
@@ -12,11 +13,13 @@ import pytest
 from house import ROOT
 
 from delib.coding import container as encode
-from delib.data import classifiers as networks
+from delib.data import CLASSIFIERS
+from delib.nn import float32_bytes, weight_layers, weight_of
 from delib.suite import claims, parameters, report, runner
 
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-LONGEST_CELL = 20
+# Lines of a cell, of a notebook's code without blank ones; parameters of a notebook; statements of a helper in it.
+LONGEST_CELL, MOST_LINES, MOST_PARAMETERS, MOST_STATEMENTS = 12, 150, 12, 2
 CHANCE = 0.1  # of ten classes
 ASKED = {
     *("teacher_accuracy", "evolved_accuracy", "quantized_accuracy", "decoded_accuracy", "sparsity", "bits"),
@@ -86,6 +89,28 @@ def test_reads_like_a_lecture(name: str) -> None:
     assert "sys.path" not in text
     assert not re.search(r"^\s*[!%]", text, re.MULTILINE), "magics and shell commands tie it to a machine"
     assert content(name)["cells"][-1]["cell_type"] == "markdown", "it ends with something to try"
+
+
+@each_notebook
+def test_code_is_short_and_imports_once(name: str) -> None:
+    cells = code(name)
+    assert len([line for cell in cells for line in cell.splitlines() if line.strip()]) <= MOST_LINES
+    trees = [ast.parse(cell) for cell in cells]
+    imports = [any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(tree)) for tree in trees]
+    assert imports.index(True) == 1, "behind the parameters"
+    assert sum(imports) == 1
+    helpers = [node for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    for helper in helpers:
+        statements = [node for node in ast.walk(helper) if isinstance(node, ast.stmt)]
+        assert len(statements) <= 1 + MOST_STATEMENTS, f"{helper.name} belongs into delib"
+
+
+@each_notebook
+def test_every_parameter_has_its_range_and_meaning(name: str) -> None:
+    known = parameters.read_parameters(NOTEBOOKS[name])
+    assert len(known) <= MOST_PARAMETERS
+    fields = {f"{outer}.{path}": p for outer, parameter in known.items() for path, p in parameter.fields.items()}
+    assert [path for path, parameter in (known | fields).items() if not parameter.range] == []
 
 
 @each_notebook
@@ -161,16 +186,14 @@ def test_each_network_records_what_is_asked_of_it(name: str, network: str, smoke
     assert metrics["sparsity"] >= goal(record["parameters"], network)
     file = smoke.folder / FILES[name, network]
     assert metrics["encoded_bytes"] == file.stat().st_size
-    original = getattr(networks, network)()
-    assert metrics["compression_ratio"] == pytest.approx(networks.float32_bytes(original) / file.stat().st_size)
+    assert metrics["compression_ratio"] == pytest.approx(float32_bytes(CLASSIFIERS[network]()) / file.stat().st_size)
     assert any(isinstance(tensor, encode.LevelTensor) for tensor in encode.read(file).values())
 
 
 def goal(values: dict[str, Any], network: str) -> float:
     """The sparsity of the whole network that the goals of its layers come to, each rounded down to whole weights."""
-    layers = networks.weight_layers(getattr(networks, network)())
-    sizes = {layer: networks.weight_of(module).numel() for layer, module in layers.items()}
-    named = values["targets"] if "targets" in values else values["spared"]
+    sizes = {layer: weight_of(module).numel() for layer, module in weight_layers(CLASSIFIERS[network]()).items()}
+    named = values["recipe"]["targets"] if "targets" in values["recipe"] else values["recipe"]["fixed"]
     share = dict.fromkeys(sizes, values.get("sparsity", {}).get(network)) | named.get(network, {})
     return sum(int(share[layer] * size) for layer, size in sizes.items()) / sum(sizes.values())
 
@@ -186,7 +209,7 @@ def test_what_a_file_decodes_to_still_reads_digits(network: str, smoke: Smoke) -
 def test_the_detector_goes_the_whole_way_and_says_what_its_photos_are_worth(smoke: Smoke) -> None:
     record = smoke.record("03_coco_yolov3")
     metrics = {key.removeprefix("yolov3_tiny_on_samples."): value for key, value in record["metrics"].items()}
-    asked = {"objects", "retention_25", "retention_50", "spurious_50", "mask_iou", "sparsity", "bits"}
+    asked = {"objects", "retention_25", "retention_50", "false_positives_50", "mask_iou", "sparsity", "bits"}
     assert set(metrics) >= asked | {"encoded_bytes", "compression_ratio"}
     file = smoke.folder / "yolov3-tiny-s3-b4.delib"
     assert metrics["encoded_bytes"] == file.stat().st_size

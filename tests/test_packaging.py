@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import json
 import os
 import re
 import shutil
@@ -119,7 +120,7 @@ def test_the_wheel_holds_the_whole_package(checkout: Path, tmp_path: Path) -> No
         assert "delib = delib.cli:main" in entry_points
         archive.extractall(tmp_path / "site")
     # From outside the checkout, the packaged module starts and finds its templates.
-    code = "import delib.report as r, jinja2; print(r.__file__, jinja2.PackageLoader('delib').list_templates())"
+    code = "import delib.suite.report as r; print(r.__file__, r._environment().list_templates())"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -176,6 +177,33 @@ def test_make_sets_up_again_only_if_the_lock_changed(checkout: Path) -> None:
 def test_make_alone_lists_the_commands() -> None:
     said = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[0] for line in said.splitlines()} >= {"report", "test", "lab", "lint", "bench", "clean"}
+
+
+@needs_git
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_sets_up_that_outputs_of_notebooks_are_never_committed(checkout: Path) -> None:
+    def call(*command: str) -> str:
+        return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
+
+    (checkout / ".venv").symlink_to(sys.prefix)
+    call("make", "filter")  # in a tarball: nothing happens
+    assert "filter" in dry_run(checkout, "test"), "with all else that the first call sets up"
+    call("git", "init", "--quiet")
+    call("git", "add", "--all")
+    before = {path: call("git", "show", f":{path}") for path in call("git", "ls-files", "*.ipynb").split()}
+    call("make", "filter")
+    path = next(iter(before))
+    book = json.loads((checkout / path).read_text())
+    for count, cell in enumerate(cell for cell in book["cells"] if cell["cell_type"] == "code"):
+        output = {"output_type": "stream", "name": "stdout", "text": ["seen\n"]}
+        cell.update(execution_count=count, outputs=[output], metadata={**cell["metadata"], "collapsed": True})
+    book["metadata"]["language_info"] |= {"version": "3.99", "mimetype": "text/x-python"}
+    book["metadata"]["widgets"] = {"state": {}}
+    (checkout / path).write_text(json.dumps(book))
+    call("git", "add", "--renormalize", ".")
+    assert {path: call("git", "show", f":{path}") for path in before} == before
+    (checkout / ".venv").unlink()
+    shutil.rmtree(checkout / ".git")
 
 
 def test_clean_keeps_the_data_and_the_reference() -> None:

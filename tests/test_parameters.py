@@ -206,3 +206,154 @@ def test_what_is_no_notebook_is_named_in_one_line(tmp_path: Path, content: str) 
     with pytest.raises(ValueError, match=r"10_bad\.ipynb: not a notebook of format 4") as refusal:
         read_parameters(path)
     assert "\n" not in str(refusal.value)
+
+
+RANGES = """profile = "quick"  # one of smoke, quick, paper: which set of values
+seed = 0  # 0..: of chance
+bits = 4  # 1..8: bits per survivor
+sparsity = 0.9  # 0..<1: share of weights
+rate = 0.1  # 0<..1: of learning
+shift = 0.0  # -1.5..1e1: of time: hours
+criterion = "obs"  # one of random, magnitude, obs: proposes
+sizes = {"fc1": 0.9, "deep": {"fc2": 0.5}}  # 0..<1: sparsities
+methods = ["alps", "wanda"]  # of these: compared
+levels = [1, 2]  # one of 1, 2, 4: of each
+path = ""  # any: of a file"""
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "range"),
+    [
+        ("bits", [1, 8], [0, 9, 99], r"within 1\.\.8 \(bits per survivor\)"),
+        ("seed", [0, 10**9], [-1], r"within 0\.\. \(of chance\)"),
+        ("sparsity", [0, 0.999], [1, 1.5, -0.1], r"within 0\.\.<1 \(share of weights\)"),
+        ("rate", [1e-9, 1], [0, 1.1], r"within 0<\.\.1 \(of learning\)"),
+        ("shift", [-1.5, 10], [-1.6, 10.1], r"within -1\.5\.\.1e1 \(of time: hours\)"),
+        ("criterion", ["random", "obs"], ["obd", ""], r"one of random, magnitude, obs \(proposes\)"),
+        (
+            "sizes",
+            [{"fc1": 0}, {"deep": {"x": 0.2}}],
+            [{"fc1": 1.0}, {"fc1": 0.1, "a": {"b": -1.0}}],
+            r"within 0\.\.<1",
+        ),
+        ("levels", [[4], []], [[3], [1, 0]], "one of 1, 2, 4"),
+        ("methods", [["wanda"], []], [["obs"], ["alps", ""]], r"one of alps, wanda \(compared\)"),
+        ("path", ["", "0..1"], [], ""),
+        ("profile", ["paper"], ["pap"], "one of smoke, quick, paper"),
+    ],
+)
+def test_a_value_outside_the_range_of_its_comment_is_refused(
+    project: Any, name: str, good: list[Any], bad: list[Any], range: str
+) -> None:
+    notebook = project.notebook("10_toy", parameters=RANGES)
+    for value in good:
+        assert check_parameters(notebook, {name: value}) == {name: value}
+    for value in bad:
+        with pytest.raises(ValueError, match=rf"^10_toy: parameter `{name}` must be {range}.*, got ") as refusal:
+            check_parameters(notebook, {name: value})
+        assert "\n" not in str(refusal.value)
+
+
+def test_defaults_and_profiles_are_held_to_the_ranges_too(project: Any) -> None:
+    notebook = project.notebook("10_toy", parameters=RANGES)
+    project.profiles("[10_toy.smoke]\nbits = 9\n")
+    with pytest.raises(ValueError, match=r"^profile smoke: 10_toy: parameter `bits` must be within 1\.\.8 .* got 9$"):
+        profile_parameters(notebook, "smoke")
+    with pytest.raises(ValueError, match=r"^10_toy: parameter `bits` must be within 1\.\.8 .* got 0$"):
+        read_parameters(project.notebook("10_toy", parameters=RANGES.replace("bits = 4", "bits = 0")))
+
+
+@pytest.mark.parametrize("comment", ["bits", "1...8: bits", "see 1..8: bits", "1..8 bits", "one of us"])
+def test_a_comment_without_a_range_allows_all_of_the_type(project: Any, comment: str) -> None:
+    notebook = project.notebook("10_toy", parameters=f"{RANGES}\nfree = 4  # {comment}")
+    assert read_parameters(notebook)["free"].range == ""
+    assert check_parameters(notebook, {"free": 99}) == {"free": 99}
+
+
+RECIPES = """[10_toy.smoke]
+recipe = "brief"
+[10_toy.recipe.own]
+rate = 0.1  # 0<..1: of learning
+shape = { fc1 = 0.5, fc2 = 1 }  # 0..1: sparsities of layers
+parts = [
+  [1, 0.5],
+]  # 0..: steps and rates
+[10_toy.recipe.own.levels]  # of the second part
+steps = 60  # 0..: of distillation
+network.depth = 2  # 1..: layers
+[10_toy.recipe.brief]
+shape = { fc9 = 0.25 }
+levels.steps = 3
+[11_other.recipe.own]
+rate = "x"  # another notebook's
+"""
+OWN = {
+    "rate": 0.1,
+    "shape": {"fc1": 0.5, "fc2": 1},
+    "parts": [[1, 0.5]],
+    "levels": {"steps": 60, "network": {"depth": 2}},
+}
+BRIEF = OWN | {"shape": {"fc9": 0.25}, "levels": {"steps": 3, "network": {"depth": 2}}}
+
+
+@pytest.fixture
+def cook(project: Any) -> Path:
+    project.profiles(RECIPES)
+    path: Path = project.notebook("10_toy", parameters=f'{RANGES}\nrecipe = "own"  # a recipe: how it is trained')
+    return path
+
+
+def test_a_recipe_is_named_and_its_fields_can_be_given_one_by_one(cook: Path) -> None:
+    assert read_parameters(cook)["recipe"].default == OWN
+    assert profile_parameters(cook, "smoke") == {"profile": "smoke", "recipe": BRIEF}
+    assert profile_parameters(cook, "paper") == {"profile": "paper"}
+    assert check_parameters(cook, {"recipe": "brief"}, text=True) == {"recipe": BRIEF}
+    longer = {**OWN, "levels": {**OWN["levels"], "steps": 500}}
+    assert check_parameters(cook, {"recipe.levels.steps": "500"}, text=True) == {"recipe": longer}
+    assert check_parameters(cook, {"recipe": {"levels": {"steps": 500}}}) == {"recipe": longer}
+    both = {"recipe.rate": "1", "bits": "2", "recipe": "brief"}
+    assert check_parameters(cook, both, text=True) == {"bits": 2, "recipe": BRIEF | {"rate": 1.0}}
+    assert check_parameters(cook, {"recipe": BRIEF}) == {"recipe": BRIEF}, "as it comes out it goes in"
+    smoke = profile_parameters(cook, "smoke")
+    assert check_parameters(cook, {"recipe.rate": 1}, over=smoke) == {"recipe": BRIEF | {"rate": 1.0}}
+    assert check_parameters(cook, {"recipe": "own", "recipe.rate": 1}, over=smoke) == {"recipe": OWN | {"rate": 1.0}}
+    assert check_parameters(cook, {"recipe.rate": 1}, over={"bits": 2}) == {"recipe": OWN | {"rate": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("recipe", "bref", "10_toy: recipe has no recipe `bref`; did you mean `brief`"),
+        ("recipe", "7", "10_toy: recipe has no recipe `7`; it takes own, brief"),
+        ("recipe", "[1]", r"10_toy: recipe has no recipe `\[1\]`"),
+        ("recipe.levels.step", "1", "10_toy has no parameter `recipe.levels.step`; did you mean `recipe.levels.steps`"),
+        ("recipe", "{'rats': 1}", "10_toy has no parameter `recipe.rats`; did you mean `recipe.rate`"),
+        ("rats", "1", "10_toy has no parameter `rats`; did you mean `rate`"),
+        ("shape", "{}", "10_toy has no parameter `shape`; did you mean `recipe.shape`"),
+        ("recipe.levels.steps", "1.5", "10_toy: parameter `recipe.levels.steps` must be a whole number such as 60"),
+        ("recipe.levels.steps", "-1", r"10_toy: parameter `recipe.levels.steps` must be within 0\.\. \(of distil"),
+        ("recipe.levels.network.depth", "0", r"must be within 1\.\. \(layers\)"),
+        ("recipe.shape", "{'fc1': 2}", r"10_toy: parameter `recipe.shape` must be within 0\.\.1"),
+        ("recipe.levels", "{'steps': 1}", "10_toy has no parameter `recipe.levels`"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(cook: Path, name: str, value: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        check_parameters(cook, {name: value}, text=True)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ("  # 0<..1: of learning", "", "profiles.toml: `rate` of recipe own needs a comment behind it"),
+        ("rate = 0.1", "rate = 0", r"10_toy: parameter `recipe.rate` must be within 0<\.\.1"),
+        ("levels.steps = 3", "levels.stops = 3", "`recipe.levels.stops`; did you mean `recipe.levels.steps`"),
+        ('recipe = "brief"', 'recipe = "none"', "profile smoke: 10_toy: recipe has no recipe `none`"),
+        (".own", ".other", r"10_toy: profiles.toml has no recipe \[10_toy\.recipe\.own\]"),
+    ],
+)
+def test_recipes_of_profiles_are_checked(project: Any, cook: Path, before: str, after: str, complaint: str) -> None:
+    project.profiles(RECIPES.replace(before, after))
+    with pytest.raises(ValueError, match=complaint):
+        profile_parameters(cook, "smoke")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from delib import files
 from delib.files import atomic_path, write_bytes, write_json
 from delib.suite import record as records
 from delib.suite.record import Run, git_revision, read_records
@@ -58,16 +59,16 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
 def test_a_disk_that_a_parameter_names_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):
         write_bytes(tmp_path / "disk" / f"{number}.jpg", b"x")
-    whole = records.digest(tmp_path / "disk")
-    monkeypatch.setattr(records, "MOST_ENTRIES", 3)
-    first = records.digest(tmp_path / "disk")
+    whole = files.digest(tmp_path / "disk")
+    monkeypatch.setattr(files, "MOST_ENTRIES", 3)
+    first = files.digest(tmp_path / "disk")
     assert first != whole
     (tmp_path / "disk" / "9.jpg").touch()
-    assert records.digest(tmp_path / "disk") == first
+    assert files.digest(tmp_path / "disk") == first
 
 
 def made_run(**more: object) -> Run:
-    return Run("10_toy", {"profile": "smoke", "seed": 3, **more})
+    return Run("10_toy", {"profile": "smoke", "seed": 3} | more)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, torch.tensor(math.nan), np.float32("inf")])
@@ -178,3 +179,29 @@ def test_a_checkpoint_belongs_to_its_parameters_and_data_and_goes_with_the_recor
     file.write_bytes(b"half done")
     run.write()
     assert not file.exists()
+
+
+def test_values_changed_by_hand_are_held_to_the_notebook_s_own_ranges(project, tmp_path, monkeypatch) -> None:
+    cell = 'profile = "quick"  # any: set\nseed = 0  # 0..: of chance\nbits = 4  # 1..8: per survivor\n'
+    project.profiles("[10_toy.recipe.own]\nsteps = 5  # 1..: of training\n[10_toy.recipe.long]\nsteps = 50\n")
+    notebook = project.notebook("10_toy", parameters=f'{cell}recipe = "own"  # a recipe: of training')
+    assert made_run(bits=2, recipe="own").parameters["recipe"] == {"steps": 5}
+    assert made_run(bits=2, recipe="long", more=99).parameters == {
+        **{"profile": "smoke", "seed": 3, "bits": 2, "recipe": {"steps": 50}, "more": 99}
+    }
+    for wrong, complaint in (
+        ({"bits": 99}, r"within 1\.\.8"),
+        ({"bits": "4"}, "a whole number"),
+        ({"seed": -1}, "seed"),
+    ):
+        with pytest.raises(ValueError, match=rf"^10_toy: parameter .*{complaint}"):
+            made_run(**wrong)
+    # A notebook played with in a folder of its own is held to its own ranges.
+    (tmp_path / "own").mkdir()
+    text = notebook.read_text().replace("1..8", "1..99")
+    (tmp_path / "own" / notebook.name).write_text(text.replace("a recipe:", "any:"))
+    monkeypatch.chdir(tmp_path / "own")
+    assert made_run(bits=99).parameters["bits"] == 99
+    notebook.unlink()
+    monkeypatch.chdir(tmp_path)
+    assert made_run(bits=999).parameters["bits"] == 999, "without the file nothing is checked"

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,25 @@ def test_a_parameter_may_be_any_text(project: Any, toy: Path, executions: list[d
     project.notebook("10_toy", RECORD, parameters=f"{PARAMETERS}\nodd = {odd!r}  # any text")
     run("10_toy", "smoke")
     assert run("10_toy", "smoke").reused
+
+
+def test_a_changed_recipe_makes_results_stale(project: Any, executions: list[dict[str, Any]]) -> None:
+    project.notebook("10_toy", RECORD, parameters=f'{PARAMETERS}\nrecipe = "own"  # a recipe: of training')
+    recipes = "[10_toy.recipe.own]\nsteps = 5  # 1..: steps\n[10_toy.recipe.long]\nsteps = {}\n[10_toy.smoke]\n{}\n"
+    project.profiles(recipes.format(50, "epochs = 1"))
+    assert not run("10_toy", "smoke").reused
+    assert run("10_toy", "smoke").reused
+    project.profiles(recipes.format(60, "epochs = 1"))
+    assert run("10_toy", "smoke").reused, "of a recipe that it does not take"
+    project.profiles(recipes.format(60, 'epochs = 1\nrecipe = "long"'))
+    assert not run("10_toy", "smoke").reused
+    project.profiles(recipes.format(70, 'epochs = 1\nrecipe = "long"'))
+    assert not run("10_toy", "smoke").reused
+    project.profiles(recipes.format(70, "epochs = 1").replace("steps = 5 ", "steps = 6 "))
+    assert not run("10_toy", "smoke").reused
+    assert [given.get("recipe") for given in executions] == [None, {"steps": 60}, {"steps": 70}, None]
+    run("10_toy", "smoke", {"recipe.steps": "7"}, text=True)
+    assert executions[-1] == {"profile": "smoke", "epochs": 1, "recipe": {"steps": 7}}
 
 
 def test_an_unchanged_notebook_saved_again_by_an_editor_is_not_run_again(
@@ -386,6 +406,21 @@ def test_a_failing_notebook_is_kept_aside_and_named_in_one_line(project: Any, to
     project.notebook("10_toy", RECORD, parameters=PARAMETERS)
     assert not run("10_toy", "smoke").reused, "what failed since is run again"
     assert not failed.exists()
+
+
+def test_sockets_have_room_where_temporary_files_lie_deep(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As batch systems set it; a socket's path has at most 107 bytes, on macOS 103.
+    deep = tmp_path / ("scratch-of-the-project-" + "x" * 40) / "job.1234567.batch-server.example"
+    deep.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    monkeypatch.setenv("TMPDIR", str(deep))
+    project.notebook("10_toy", RECORD.replace("epochs}", "seed}"))
+    assert not run("10_toy", "smoke").reused
+    (result,) = runner.run_all("quick")
+    assert not result.reused
+    assert list(deep.iterdir()) == []
 
 
 def test_notebooks_run_in_delib_s_own_python_whatever_is_registered(

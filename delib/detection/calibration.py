@@ -1,4 +1,4 @@
-"""As sure as the teacher: one shift of a detector's objectness a head, found on photos that it did not learn from."""
+"""Objectness calibration: one shift per head, so that a student is as confident as its teacher on unseen photos."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from delib.detection.darknet import Head
+from delib.nn.hooks import watched_calls
 from delib.nn.layers import bias_of, weight_layers
+from delib.nn.solvers import bisect
 
 WIDEST = 8.0  # a shift at most, in nats: it takes a confidence of 0.0003 to 0.5
-HALVINGS = 40  # of the interval that holds the shift: to float32's precision
 
 
 @dataclass(frozen=True)
-class Confidence:
-    """One head's mean objectness, positions counted by the teacher's: the teacher's, the student's before its logits
+class Calibration:
+    """One head's mean objectness, positions weighted by the teacher's: the teacher's, the student's before its logits
     were shifted, and the ``shift``, in nats."""
 
     teacher: float
@@ -26,12 +27,12 @@ class Confidence:
 
 
 @torch.no_grad()
-def recalibrate(
+def calibrate_objectness(
     student: nn.Module, teacher: nn.Module, heads: Sequence[Head], inputs: Tensor, batch: int = 12
-) -> list[Confidence]:
-    """Make the student as sure as the teacher on average where that sees something, in place; returns it by head.
+) -> list[Calibration]:
+    """Make the student as confident as the teacher on average where that sees something, in place; returns it by head.
 
-    A student that cannot know as much leans towards "nothing here" on photos it has not learnt from. For each of
+    A student that cannot know as much leans towards "nothing here" on photos that it has not learned from. For each of
     ``heads`` (the networks' outputs, see ``Head``) the bias of objectness gets one number b more, with
 
         Σ p (σ(s + b) - p) = 0
@@ -47,24 +48,19 @@ def recalibrate(
         ours, theirs = (torch.cat([pair[side][i] for pair in pairs]).double() for side in (0, 1))
         shift, weights = _shift(ours, theirs), theirs / theirs.sum()
         bias[4 :: 5 + head.classes] += shift
-        found.append(Confidence(float((weights * theirs).sum()), float((weights * ours.sigmoid()).sum()), shift))
+        found.append(Calibration(float((weights * theirs).sum()), float((weights * ours.sigmoid()).sum()), shift))
     return found
 
 
 def _head_biases(network: nn.Module, example: Tensor) -> list[Tensor]:
     """The biases of the layers whose outputs are the network's outputs, in that order."""
-    made: dict[int, tuple[nn.Module, Tensor]] = {}  # holds the outputs, so that no other takes their identity
-    note = lambda layer, _, output: made.update({id(output): (layer, output)})  # noqa: E731
-    hooks = [layer.register_forward_hook(note) for layer in weight_layers(network).values()]
-    try:
+    with watched_calls(weight_layers(network).values()) as seen:
         outputs = network(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    biases = [bias_of(made[id(output)][0]) if id(output) in made else None for output in outputs]
+    made = {id(call.output): call.module for call in seen}  # ``seen`` holds the outputs: none takes another's identity
+    biases = [bias_of(made[id(output)]) if id(output) in made else None for output in outputs]
     known = [bias for bias in biases if bias is not None]
     if len(known) < len(biases):
-        raise ValueError("confidences can only be shifted where every head is the output of a layer with a bias")
+        raise ValueError("objectness can only be calibrated where every head is the output of a layer with a bias")
     return known
 
 
@@ -81,12 +77,6 @@ def _objectness(
 
 
 def _shift(logits: Tensor, wanted: Tensor) -> float:
-    """The root b of Σ p (σ(s + b) - p), which rises with b, by halving an interval."""
-    low, high = -WIDEST, WIDEST
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if float((wanted * ((logits + middle).sigmoid() - wanted)).sum()) < 0:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    """The root b of Σ p (σ(s + b) - p), which rises with b."""
+    excess = lambda shift: float((wanted * ((logits + shift).sigmoid() - wanted)).sum())  # noqa: E731
+    return bisect(excess, -WIDEST, WIDEST)

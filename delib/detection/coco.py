@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -105,7 +106,8 @@ class Photo:
                 # of 16-bit colours it keeps the upper eight bits itself.
                 deep = upright.mode.startswith(("I", "F"))
                 pixels = np.array(upright if deep else upright.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, ImportError, Image.DecompressionBombError) as error:
+            # ImportError: once imported, ultralytics has Pillow look for a decoder that is not installed.
             raise ValueError(f"{self.path}: not an image that can be read ({error}); remove or replace it") from None
         if deep:
             pixels = np.repeat(self._eight_bits(pixels)[:, :, None], 3, axis=2)
@@ -226,6 +228,12 @@ class PhotoSets:
     tested: list[Photo]
     note: str
     own: int
+
+    def table(self) -> pd.DataFrame:
+        """How many photos there are for what."""
+        counts = {"recovery": len(self.recovery), "validation": len(self.validation), "test": len(self.tested)}
+        roles = ["the student learns from these", "choices are made on these", "what is reported is measured on these"]
+        return pd.DataFrame({"photos": counts, "what for": dict(zip(counts, roles, strict=True))})
 
     @property
     def checksums(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from delib.detection.darknet import Head
 from delib.nn.divergence import Divergence
 
 # A network's outputs -> how much each position counts [n, rows, columns].
-Focus = Callable[[Sequence[Tensor]], Tensor]
+PositionWeights = Callable[[Sequence[Tensor]], Tensor]
 FLOOR = 0.1  # what a position without any object counts: on a photo of COCO all of them then weigh about half
 BOX_WEIGHT = 4.0  # makes a box's error weigh about as much as its classes' on YOLOv3-tiny
 # What classes count where a teacher sees nothing, in recovery on few photos. How it tells kinds apart shows in its
@@ -22,7 +22,7 @@ BACKGROUND = 0.004
 
 
 def detection_divergence(heads: Sequence[Head], background: float = 0.0, boxes: float = BOX_WEIGHT) -> Divergence:
-    """A divergence of raw outputs, one tensor a head (see ``Head``), in nats a photo.
+    """A divergence of raw outputs, one tensor per head (see ``Head``), in nats per photo.
 
     Every anchor in every cell adds the Kullback-Leibler divergence of its objectness; weighted by the teacher's
     objectness it also adds that of each class and the squared error of its box: what is no object has no class.
@@ -50,8 +50,8 @@ def _head_sum(head: Head, student: Tensor, teacher: Tensor, background: float, b
     return (objectness + (present + background) * classes + present * box_weight * boxes).sum()
 
 
-def focus(heads: Sequence[Head], floor: float = FLOOR) -> Focus:
-    """Where a detector sees something: maps for ``refit.moments`` and ``distil``, in the finest head's cells.
+def position_weights(heads: Sequence[Head], floor: float = FLOOR) -> PositionWeights:
+    """Where a detector sees something: maps for ``layerwise.moments`` and ``distill``, in the finest head's cells.
 
     A cell counts ``floor`` and beside it the highest objectness (0..1) that any anchor of any head has there or in one
     of the eight cells around: these are what its 3 x 3 kernels look at.

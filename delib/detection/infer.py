@@ -12,9 +12,14 @@ from torchvision.ops import batched_nms
 
 from delib.detection.letterbox import Letterboxing, prepare
 
+LEAST = 0.001  # confidence from which on detections count for average precision
+SHOWN = 0.25  # ... from which on they are shown, and an object counts as found
+LIKELY = 0.5  # ... from which on a student's detection that its teacher does not see is a false positive
+CONFIDENT = 0.8  # above this, the teacher's detections are the objects that a student must retain
+
 
 class Detector(Protocol):
-    """A network whose outputs can be read as boxes: ``delib.darknet.Darknet`` and ``delib.ultra.Ultra`` are such."""
+    """A network whose outputs can be read as boxes: ``Darknet`` and ``Ultra`` are such."""
 
     size: tuple[int, int]  # height and width of the input that the network prefers
     letterboxing: Letterboxing  # how photos of other proportions are fitted into it
@@ -70,13 +75,24 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float, overlap: float, li
     return Detections(boxes[box[kept]], confident[kept], cls[kept]), box[kept]
 
 
+def boxes_overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two boxes (left, top, right, bottom) have an area in common."""
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
+
+
+def device_of(network: Detector) -> torch.device:
+    """Where a network computes; the processor for one that is no torch module."""
+    parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
 @torch.no_grad()
 def detect(
     network: Detector,
     photos: Sequence[Tensor],
     *,
     size: tuple[int, int] | None = None,
-    threshold: float = 0.25,
+    threshold: float = SHOWN,
     overlap: float = 0.45,
     limit: int = 100,
     batch: int = 8,
@@ -89,8 +105,7 @@ def detect(
     """
     size = size or network.size
     training = network.training
-    parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-    device = "cpu" if parameter is None else parameter.device
+    device = device_of(network)
     network.train(False)
     found = []
     try:

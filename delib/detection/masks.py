@@ -8,14 +8,12 @@ differ only as far as their boxes do. Whatever shows such masks says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from delib.detection.coco import Labels
 from delib.detection.infer import Detections
 
 # GrabCut's prior, in half extents of the box: surely object within CORE of the centre (as an ellipse), at first guess
@@ -27,18 +25,11 @@ CORE, REACH, CONTEXT = 0.65, 1.3, 0.25
 # GrabCut works on a small copy whose pixels are blocks of the photo's, cut where both coordinates are multiples of CELL
 # blocks: boxes a little apart then show it the same pixels, and their masks differ by the boxes alone.
 CELL = 8
-OWN, PROMPTED = "the network's mask head", "box-prompted GrabCut"
 
 
-def with_masks(photos: Sequence[Tensor], detections: Sequence[Detections]) -> tuple[list[Detections], str]:
-    """The detections with masks, and what made them: ``OWN`` where they have masks already, ``PROMPTED`` otherwise.
-
-    ``photos`` are uint8 RGB [3, height, width].
-    """
-    if detections and all(found.masks is not None for found in detections):
-        return list(detections), OWN
-    pairs = zip(photos, detections, strict=True)
-    return [replace(found, masks=grabcut(photo, found.boxes)) for photo, found in pairs], PROMPTED
+def with_masks(photo: Tensor, found: Detections) -> Detections:
+    """Detections on a photo (uint8 RGB [3, height, width]) with masks: the network's own, else GrabCut's."""
+    return found if found.masks is not None else replace(found, masks=grabcut(photo, found.boxes))
 
 
 def grabcut(photo: Tensor, boxes: Tensor, *, side: int = 128, iterations: int = 2) -> Tensor:
@@ -97,22 +88,3 @@ def _segment(crop: np.ndarray, box: np.ndarray, iterations: int) -> np.ndarray:
     if cv2.GC_BGD not in kinds or found.sum() >= possible:
         found = distance < 1
     return np.asarray(found, np.float32)
-
-
-def labelled_masks(labels: Labels, size: tuple[int, int]) -> Detections:
-    """The outlines labelled on a photo of ``size`` (height, width) as masks, with confidence 1.
-
-    Raises ValueError if the labels have boxes only.
-    """
-    import cv2
-
-    if len(labels.polygons) != len(labels):
-        raise ValueError("these labels hold boxes, no outlines; use the labels-seg folder")
-    height, width = size
-    masks = np.zeros((len(labels), height, width), np.uint8)
-    for mask, polygon in zip(masks, labels.polygons, strict=True):
-        # YOLO's label format joins an object's parts into one outline by lines there and back; even-odd filling
-        # leaves the lines out.
-        cv2.fillPoly(mask, [np.rint(polygon * [width, height]).astype(np.int32)], 1)
-    boxes = labels.boxes * labels.boxes.new_tensor([width, height, width, height])
-    return Detections(boxes, torch.ones(len(labels)), labels.classes, torch.from_numpy(masks.astype(bool)))

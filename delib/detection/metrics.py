@@ -1,8 +1,8 @@
-"""How good are detections? Against a teacher's: retention, inventions, agreement. Against labels: average precision."""
+"""How good detections are: against a teacher's, by retention, false positives and masks; against labels, by AP."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from delib.detection.coco import Labels
-from delib.detection.infer import Detections
-from delib.detection.masks import with_masks
+from delib.detection.infer import CONFIDENT, LIKELY, SHOWN, Detections
 
 
 def match(wanted: Detections, found: Detections, iou: float = 0.5) -> Tensor:
@@ -35,66 +34,61 @@ def match(wanted: Detections, found: Detections, iou: float = 0.5) -> Tensor:
     return matches
 
 
+def lost_objects(teacher: Detections, student: Detections) -> Detections:
+    """The teacher's objects on one photo (above ``CONFIDENT``) that none of the student's detections finds."""
+    objects = teacher[teacher.scores > CONFIDENT]
+    return objects[match(objects, student) < 0]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A student's detections against its teacher's, over a set of photos.
 
     ``confidences`` [objects, 2]: each confident object of the teacher with the teacher's confidence and that of the
     student's detection that found it, 0 where none did. ``places`` [objects, 2]: its photo and its index among the
-    teacher's detections there. ``asserted`` student's detections at 0.5 or more, ``invented`` of them match nothing
-    that the teacher sees.
+    teacher's detections there. ``detections`` is the number of the student's at ``LIKELY`` or more, of which
+    ``false_positives`` match none of the teacher's at ``SHOWN`` or more.
     """
 
     confidences: Tensor
     places: Tensor
-    asserted: int
-    invented: int
+    detections: int
+    false_positives: int
 
     @property
     def objects(self) -> int:
         return len(self.confidences)
 
-    def retained(self, at: float = 0.25) -> int:
+    def retained(self, at: float = SHOWN) -> int:
         """Number of the teacher's objects that the student finds with confidence ``at`` or more."""
         return int((self.confidences[:, 1] >= at).sum())
 
-    def retention(self, at: float = 0.25) -> float:
+    def retention(self, at: float = SHOWN) -> float:
         """Their share; 1 where the teacher has no confident object."""
         return self.retained(at) / self.objects if self.objects else 1.0
 
     @property
-    def spurious(self) -> float:
-        """Share of the student's detections that are invented; 0 where it has none."""
-        return self.invented / self.asserted if self.asserted else 0.0
+    def false_positive_rate(self) -> float:
+        """Share of false positives among the student's detections; 0 where it has none."""
+        return self.false_positives / self.detections if self.detections else 0.0
 
     @property
     def confidence_gap(self) -> float:
         """Mean absolute difference of confidences over the teacher's objects, lost ones counted as 0."""
         return float((self.confidences[:, 0] - self.confidences[:, 1]).abs().mean()) if self.objects else 0.0
 
-    def lost(self, at: float = 0.25) -> list[tuple[int, int]]:
-        """Photo and index among the teacher's detections of every object not retained."""
-        return [(photo, index) for photo, index in self.places[self.confidences[:, 1] < at].tolist()]
-
 
 def compare(
-    teacher: Sequence[Detections],
-    student: Sequence[Detections],
-    *,
-    confident: float = 0.8,
-    asserted: float = 0.5,
-    seen: float = 0.25,
-    iou: float = 0.5,
+    teacher: Sequence[Detections], student: Sequence[Detections], *, confident: float = CONFIDENT, iou: float = 0.5
 ) -> Comparison:
-    """Compare detections photo by photo; both sides detected with a threshold of 0.25 or less.
+    """Compare detections photo by photo; both sides detected with a threshold of ``SHOWN`` or less.
 
-    The objects are the teacher's with more than ``confident``. A student's detection at ``asserted`` or more is
-    invented if it matches none of the teacher's at ``seen`` or more. Raises ValueError unless both sides are of the
-    same photos, at least in number.
+    The objects are the teacher's with more than ``confident``. Raises ValueError unless both sides are of the same
+    photos, at least in number.
     """
     if len(teacher) != len(student):
         raise ValueError(f"the teacher's detections are of {len(teacher)} photos, the student's of {len(student)}")
-    confidences, places, claims, inventions = [], [], 0, 0
+    confidences, places, detections, false_positives = [torch.zeros(0, 2)], [torch.zeros(0, 2, dtype=torch.long)], 0, 0
     for photo, (t, s) in enumerate(zip(teacher, student, strict=True)):
         objects = (t.scores > confident).nonzero().squeeze(1)
         matches = match(t[objects], s, iou)
@@ -102,12 +96,10 @@ def compare(
         scores = torch.cat([s.scores, s.scores.new_zeros(1)])[matches]
         confidences.append(torch.stack([t.scores[objects], scores], 1))
         places.append(torch.stack([torch.full_like(objects, photo), objects], 1))
-        claimed = s.above(asserted)
-        claims += len(claimed)
-        inventions += int((match(claimed, t.above(seen), iou) < 0).sum())
-    if not confidences:
-        return Comparison(torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.long), 0, 0)
-    return Comparison(torch.cat(confidences), torch.cat(places), claims, inventions)
+        likely = s.above(LIKELY)
+        detections += len(likely)
+        false_positives += int((match(likely, t.above(SHOWN), iou) < 0).sum())
+    return Comparison(torch.cat(confidences), torch.cat(places), detections, false_positives)
 
 
 def average_precision(
@@ -151,68 +143,91 @@ def _corner_and_extent(boxes: Tensor) -> list[list[float]]:
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of pairs of masks [n, height, width] (bool): [n], 1 where both are empty."""
-    union = (a | b).sum((1, 2))
-    return torch.where(union > 0, (a & b).sum((1, 2)) / union.clamp(min=1), 1.0)
+    """Intersection over union of masks [n, h, w], pair by pair: [n]; 1 where both are empty."""
+    both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
+    return torch.where(either > 0, both / either.clamp_min(1), torch.ones(len(a)))
 
 
-def mask_agreement(wanted: Sequence[Detections], found: Sequence[Detections], iou: float = 0.5) -> Tensor:
-    """Mask IoU [pairs] of every wanted object that is found (see ``match``), over all photos; both with masks.
+def mask_agreement(wanted: Sequence[Detections], found: Sequence[Detections]) -> Tensor:
+    """The IoU of the masks of each wanted object and the detection that found it, for the objects that were found.
 
-    With the teacher's confident detections as ``wanted`` and the student's as ``found``: how alike their masks are.
+    Raises ValueError where detections have no masks.
     """
-    values = [torch.zeros(0)]
-    for w, f in zip(wanted, found, strict=True):
-        if w.masks is None or f.masks is None:
-            raise ValueError("masks are compared, but a detection has none; call with_masks first")
-        matches = match(w, f, iou)
+    agreement = [torch.zeros(0)]
+    for ours, theirs in zip(wanted, found, strict=True):
+        if ours.masks is None or theirs.masks is None:
+            raise ValueError("these detections have no masks; add them by with_masks")
+        matches = match(ours, theirs)
         hit = matches >= 0
-        values.append(mask_iou(w.masks[hit], f.masks[matches[hit]]))
-    return torch.cat(values)
-
-
-LEAST = 0.001  # confidence from which on detections count for average precision
-SHOWN = 0.25  # ... and from which on they are shown and compared
-CONFIDENT = 0.8  # above this, the teacher's detections are the objects to be retained
+        agreement.append(mask_iou(ours.masks[hit], theirs.masks[matches[hit]]))
+    return torch.cat(agreement)
 
 
 def scores(
-    photos: Sequence[Tensor],
     teacher: Sequence[Detections],
     student: Sequence[Detections],
-    labels: Sequence[Labels | None] = (),
+    labels: Sequence[Labels | None],
+    sizes: Sequence[tuple[int, int]],
+    masked: Callable[[int, Detections], Detections],
 ) -> dict[str, float]:
-    """Retention at 0.25 and 0.5, invented detections, masks' agreement and, with ``labels``, AP and AP50: a flat dict.
+    """All metrics of a student as a flat dict: retention and false positives, agreement of masks, average precision.
 
-    ``photos`` are uint8 RGB [3, height, width]; both sides were detected with threshold ``LEAST``. Photos of which
-    labels are None do not count for average precision; without any there is none.
+    Both sides were detected with threshold ``LEAST``, on photos of ``sizes`` (height, width). ``masked`` gives the
+    detections on the photo of that number with masks. Photos of which labels are None do not count for average
+    precision; without any there is none.
     """
     shown = [found.above(SHOWN) for found in teacher], [found.above(SHOWN) for found in student]
     result = compare(*shown)
-    objects = [found[found.scores > CONFIDENT] for found in shown[0]]
-    finders = [found[_finding(these, found)] for these, found in zip(objects, shown[1], strict=True)]
-    agreement = mask_agreement(with_masks(photos, objects)[0], with_masks(photos, finders)[0])
-    marks: dict[str, float] = {
+    objects = [masked(i, found[found.scores > CONFIDENT]) for i, found in enumerate(shown[0])]
+    finders = [masked(i, found[_finding(objects[i], found)]) for i, found in enumerate(shown[1])]
+    agreement = mask_agreement(objects, finders)
+    metrics: dict[str, float] = {
         "objects": result.objects,
-        "retained_25": result.retained(0.25),
-        "retained_50": result.retained(0.5),
-        "retention_25": result.retention(0.25),
-        "retention_50": result.retention(0.5),
-        "asserted_50": result.asserted,
-        "spurious_50": result.spurious,
+        "retained_25": result.retained(SHOWN),
+        "retained_50": result.retained(LIKELY),
+        "retention_25": result.retention(SHOWN),
+        "retention_50": result.retention(LIKELY),
+        "detections_50": result.detections,
+        "false_positives_50": result.false_positive_rate,
         "confidence_gap": result.confidence_gap,
         "mask_iou": float(agreement.mean()) if len(agreement) else 1.0,
     }
     known = [(i, label) for i, label in enumerate(labels) if label is not None]
     if any(len(label) for _, label in known):
-        truth, sizes = [label for _, label in known], [(photos[i].shape[1], photos[i].shape[2]) for i, _ in known]
+        truth, shapes = [label for _, label in known], [sizes[i] for i, _ in known]
         for side, found in (("teacher_", teacher), ("", student)):
-            precision = average_precision([found[i] for i, _ in known], truth, sizes)
-            marks |= {f"{side}{name}": precision[name] for name in ("ap", "ap50")}
-    return marks
+            precision = average_precision([found[i] for i, _ in known], truth, shapes)
+            metrics |= {f"{side}{name}": precision[name] for name in ("ap", "ap50")}
+    return metrics
 
 
 def _finding(objects: Detections, found: Detections) -> Tensor:
-    """Which detections find an object: only their masks are needed, and masks take time."""
+    """Which detections find an object: only their masks are compared, and masks take time."""
     matches = match(objects, found)
     return matches[matches >= 0]
+
+
+# How the metrics of a compressed detector are read, in this order; each name with its format.
+READABLE = {
+    "sparsity of all convolution weights": "{sparsity:.2%}",
+    "bits per survivor": "{bits}",
+    "file": "{encoded_bytes:,} bytes, {compression_ratio:.1f} times smaller",
+    "objects found with 0.25 or more": "{retained_25} of {objects}",
+    "objects found with 0.5 or more": "{retained_50} of {objects}",
+    "detections at 0.5, of these false positives": "{detections_50}, {false_positives_50:.1%}",
+    "agreement of masks (mean IoU)": "{mask_iou:.3f}",
+    "divergence on validation photos": "{validation_divergence:.3f}",
+    "AP50 against labels": "{ap50:.3f} (teacher {teacher_ap50:.3f})",
+    "photos": "{photos_tested}",
+}
+
+
+def score_table(metrics: dict[str, float]) -> dict[str, str]:
+    """Metrics as rows that can be read, those that there are."""
+    rows = {}
+    for name, form in READABLE.items():
+        try:
+            rows[name] = form.format(**metrics)
+        except KeyError:
+            continue
+    return rows

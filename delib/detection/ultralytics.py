@@ -1,7 +1,7 @@
 """Ultralytics' networks as plain torch modules: the one place that imports ultralytics, and it does so late.
 
 ultralytics is AGPL-3.0 software. Left alone it writes settings into the home folder, reports usage and installs
-packages; ``_library`` forbids all three before the import.
+packages; ``library`` forbids all three before the import.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def load_ultra(name: str | Path) -> Ultra:
     file that is none, DataUnavailable for a checkpoint that is neither here nor can be fetched.
     """
     path = Path(name)
-    tasks = _library()
+    tasks = library()
     if path.suffix == ".yaml":
         try:
             with torch.random.fork_rng(devices=[]):
@@ -150,7 +150,7 @@ def _fetch(path: Path) -> Path:
     return known
 
 
-def _library() -> Any:
+def library() -> Any:
     """``ultralytics.nn.tasks``, imported with its habits forbidden."""
     os.environ.setdefault("YOLO_CONFIG_DIR", str(cache_folder() / "ultralytics"))
     os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false", ULTRALYTICS_SAFE_LOAD="1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from delib.coding.quantized import Quantized
 from delib.data.download import FileSet, pypi_archive, web
 from delib.detection.darknet import Darknet, yolov3, yolov3_tiny
 from delib.detection.darknet_cfg import read_cfg, yolov3_cfg, yolov3_tiny_cfg
 from delib.detection.darknet_weights import export_weights, read_weights, tensors, value_count
-from delib.files import sha256, write_bytes
+from delib.files import project_root, sha256, write_bytes
 
 AUTHORS_SITE = "https://pjreddie.com/media/files/"
 YOLOV3_TINY_FILES = FileSet(
@@ -105,3 +107,10 @@ def export_darknet(state: Mapping[str, Tensor | np.ndarray], path: str | Path) -
             write_bytes(cfg, text)
             return name, cfg
     raise ValueError(f"{path}: only {' and '.join(NETWORKS)} can be written for darknet; this is another network")
+
+
+def shipped(name: str) -> tuple[Quantized, dict[str, float]]:
+    """A student that ships in ``data/students``, and what its record says was measured of it."""
+    folder = project_root() / "data" / "students"
+    record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return Quantized.load(folder / f"{name}.delib"), record["metrics"]

@@ -1,8 +1,9 @@
-"""Distillation of a sparse student: gradual pruning and fake quantisation on the way, Gauss-Newton recovery."""
+"""Distillation of a sparse student: one trainer, pruning and fake quantisation while it runs, Gauss-Newton recovery."""
 
-from delib.distillation.distill import distil, recover
-from delib.distillation.fake_quantize import Rounding
-from delib.distillation.gauss_newton import newton
-from delib.distillation.pruning import Thinning
+from delib.distillation.distill import distill
+from delib.distillation.fake_quantize import FakeQuantization
+from delib.distillation.gauss_newton import gauss_newton
+from delib.distillation.pruning import GradualPruning
+from delib.distillation.recipe import Objective, Recipe
 
-__all__ = ["Rounding", "Thinning", "distil", "newton", "recover"]
+__all__ = ["FakeQuantization", "GradualPruning", "Objective", "Recipe", "distill", "gauss_newton"]

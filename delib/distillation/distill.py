@@ -1,16 +1,11 @@
-"""Long recovery: a sparse, perhaps quantised, student distilled on endless views of unlabelled inputs.
-
-``recover`` is the short cure between two cycles of evolution. This is the long one at the end, where overfitting is the
-enemy: inputs never come twice, inner features are matched besides outputs, and the student is averaged over its path.
-"""
+"""The trainer: a sparse student distilled from its teacher, for a hundred steps or for hours."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,261 +15,199 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from delib.distillation.cuda_graph import Recorded, Work
-from delib.distillation.fake_quantize import Rounding
-from delib.distillation.packed_adam import Descent
-from delib.distillation.pruning import Thinning
-from delib.files import in_batch
+from delib.distillation.fake_quantize import FakeQuantization
+from delib.distillation.optimizer import MaskedAdam
+from delib.distillation.pruning import GradualPruning
+from delib.distillation.recipe import Objective, Recipe
+from delib.files import atomic_path, in_batch
 from delib.nn.device import multiplying
-from delib.nn.divergence import Divergence, kl
-from delib.nn.hooks import _Stop, replayed, watched
-from delib.nn.layers import channels_last, hold
+from delib.nn.hooks import replayed, watched
+from delib.nn.layers import channels_last
+from delib.nn.trace import mapped
 
 SAVE = 15.0  # seconds between two checkpoints
+DELAY = 10.0  # seconds after which a progress bar shows: short recoveries need none
 # Count, generator -> that many inputs [count, ...].
 Source = Callable[[int, torch.Generator], Tensor]
+Losses = list[tuple[float, float]]
+During = GradualPruning | FakeQuantization | None
 
 
-def distil(
+def distill(
     student: nn.Module,
     teacher: nn.Module,
-    masks: Mapping[str, Tensor],
-    seed: int,
+    inputs: Tensor | Source,
+    recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     *,
-    inputs: Source,
-    steps: int,
-    divergence: Divergence,
-    batch: int = 8,
-    rate: float = 0.005,
-    features: Sequence[str] = (),
-    feature_weight: float = 1.0,
-    focus: Callable[[Any], Tensor] | None = None,
-    average: float = 0.98,
-    horizon: int = 100,
-    rounding: Rounding | None = None,
-    thinning: Thinning | None = None,
-    frozen: Sequence[str] = (),
-    uses: int = 1,
-    memory: int = 100,
-    precision: torch.dtype = torch.float32,
-    recorded: bool = False,
-    minutes: float = math.inf,
+    objective: Objective = Objective(),  # noqa: B008
+    during: During = None,
+    seed: int = 0,
     checkpoint: Path | None = None,
-    progress: bool = True,
-) -> list[tuple[float, float]]:
-    """Train ``student`` in place towards ``teacher``; returns each step's (divergence, feature error).
+) -> Losses:
+    """Train ``student`` in place towards ``teacher``, without labels; zeros of weight layers stay zero.
 
-    The loss is ``divergence`` of the outputs plus ``feature_weight`` times the relative squared errors of the outputs
-    of the modules named in ``features``, summed. ``focus`` says, from the teacher's outputs, how much the positions of
-    features [n, channels, rows, columns] count: [n, rows, columns] at any resolution; all alike by default. Adam moves
-    each weight by ``rate`` of the root mean square of its output's weights a step, falling to zero along a half cosine.
-    The student ends as the exponential average of its path (decay ``average``). Adam's mean squared gradients reach
-    back ``horizon`` steps. Thinning reads from them what a weight is worth: where it is to keep weights for kinds of
-    things that few inputs hold, it needs several hundred; a short run without it does not.
+    Parameters
+    ----------
+    student, teacher : nn.Module
+        Networks with the same outputs. Both are left in evaluation mode: statistics of norms remain the teacher's.
+    inputs : Tensor [n, ...] or callable
+        Batches are drawn from the tensor at random, or made by a source (count, generator) -> [count, ...], such as
+        augmented views that never repeat.
+    recipe, objective : Recipe, Objective
+        How long and how fast to train, and what is compared.
+    during : GradualPruning or FakeQuantization, optional
+        What happens to the weights while they are trained.
+    seed : int
+        Determines the batches.
+    checkpoint : Path, optional
+        File from which the work goes on, to the same bits, if it exists; saved every 15 seconds and at the end.
 
-    Weights outside ``masks`` are zeroed at the start and stay zero: the optimizer only knows the others. With
-    ``rounding`` every pass sees rounded weights, while the gradients move the unrounded ones (straight-through:
-    Courbariaux et al. 2015, algorithm 1). With ``thinning`` survivors grow fewer on the way; ``masks`` then say where
-    it begins, and the student's zeros where it ended. Raises ValueError if it is to be thinned while it is rounded.
+    Returns
+    -------
+    list of (float, float)
+        Each step's divergence and feature error.
 
-    Modules named in ``frozen`` do not move: the student's first ones, a chain in running order. With ``uses`` above 1
-    only every ``uses``-th batch is new; the others are drawn from the last ``memory`` batches, for which the teacher's
-    answers and what the frozen modules deliver are remembered: half the work of a step, or less.
-    The networks multiply in ``precision`` (see ``fastest_precision``); weights, losses and moves stay float32. On a GPU
-    ``recorded`` passes are replayed instead of started anew, where ``divergence`` allows it (see ``Recorded``).
-    Where ``minutes`` are too few for ``steps``, the rate falls and the work ends with the time instead, at some cost in
-    reproducibility. With ``checkpoint`` the work goes on from that file if it exists, and is saved there now and then.
+    Raises
+    ------
+    ValueError
+        If the tensor of inputs is empty.
     """
-    if thinning and rounding:
-        raise ValueError("levels are placed for weights that stay: thin the student first, round it in a later stage")
-    path = Descent(student, masks, rate, average, frozen, horizon)
-    losses = path.resume(checkpoint, rounding, thinning)
+    source = _drawn(inputs) if isinstance(inputs, Tensor) else inputs
     teacher.eval()
-    student.eval()  # statistics of norms are the teacher's
-    start = saved = time.perf_counter()
-    used = 0.0
-    lessons: deque[_Lesson] = deque(maxlen=memory)
-    compare = partial(_compare, student, divergence, features, frozen, precision)
-    work: Work = partial(_sent_back, compare, feature_weight)
-    work = Recorded(work, path.moving) if recorded else work
-    bar = tqdm(range(len(losses), steps), initial=len(losses), total=steps, disable=not progress or in_batch())
-    for step in bar:
-        chance = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        done = max(step / steps, min(used, 1.0))
-        thins = thinning is not None and thinning.due(step, done, path.survivors)
-        if step % uses == 0 or thins or not lessons:
-            with multiplying(student, precision):
-                lesson = _lesson(student, teacher, inputs(batch, chance), features, frozen, focus)
-            lessons.append(lesson)
-        else:
-            lesson = lessons[int(torch.randint(len(lessons), (), generator=chance))]
-        if thinning and thins:
-            path.thin(thinning, step, done, partial(compare, lesson))
-        with rounding.applied(student) if rounding else nullcontext():
-            loss, error = work(lesson)
-        path.step(step, done)
-        path.learn()
-        losses.append((float(loss), float(error)))
-        bar.set_postfix(divergence=f"{losses[-1][0]:.3f}", features=f"{losses[-1][1]:.3f}", refresh=False)
-        now = time.perf_counter()
-        if checkpoint and (now - saved >= SAVE or step == steps - 1):
-            path.save(checkpoint, losses, rounding, thinning)
-            saved = now
-        used = (now - start) / (60 * minutes)
-        if used >= 1:
-            break
-    path.finish()
+    student.eval()
+    with channels_last(student, teacher):
+        regrowth = during.regrowth if isinstance(during, GradualPruning) else {}
+        weights = MaskedAdam(student, recipe, objective.frozen, regrowth)
+        batches = _Batches(student, teacher, source, recipe, objective, seed)
+        losses = _train(weights, batches, during, checkpoint)
+        weights.write(weights.mean)
     return losses
 
 
-class _Lesson(NamedTuple):
-    """A batch, what the teacher makes of it, where that matters, and what the student's frozen modules deliver."""
+def _drawn(inputs: Tensor) -> Source:
+    if len(inputs) == 0:
+        raise ValueError("distillation needs inputs, got none")
+    return lambda count, chance: inputs[torch.randint(len(inputs), (count,), generator=chance).to(inputs.device)]
+
+
+def _train(weights: MaskedAdam, batches: _Batches, during: During, checkpoint: Path | None) -> Losses:
+    student, objective = batches.student, batches.objective
+    steps, limit = weights.recipe.steps, 60 * weights.recipe.minutes
+    pruning = during if isinstance(during, GradualPruning) else None
+    quantized = during.applied if isinstance(during, FakeQuantization) else nullcontext
+    losses, seconds = _resume(checkpoint, weights, batches, during)
+    begin, saved = time.perf_counter() - seconds, seconds
+    bar = tqdm(initial=len(losses), total=steps, disable=in_batch(), delay=DELAY, leave=False)
+    while len(losses) < steps and seconds < limit:
+        step = len(losses)
+        done = max(step / steps, seconds / limit)
+        due = pruning is not None and pruning.due(step, done, weights.survivors)
+        batch = batches.draw(step, fresh=due)
+        if pruning and due:
+            pruning.cycle(weights, step, done, partial(_compare, student, objective, batch))
+        with quantized(student):
+            divergence, error = _compare(student, objective, batch)
+            (divergence + objective.feature_weight * error).backward()
+        weights.step(done)
+        losses.append((float(divergence.detach()), float(error.detach())))
+        bar.set_postfix(divergence=f"{losses[-1][0]:.3f}", features=f"{losses[-1][1]:.3f}", refresh=False)
+        bar.update()
+        seconds = time.perf_counter() - begin
+        if checkpoint and (seconds - saved >= SAVE or seconds >= limit or len(losses) == steps):
+            state = {"weights": weights.state(), "during": during.state() if during else {}, "batches": batches.steps}
+            with atomic_path(checkpoint) as temporary:
+                torch.save(state | {"losses": losses, "seconds": seconds}, temporary)
+            saved = seconds
+    bar.close()
+    return losses
+
+
+def _resume(file: Path | None, weights: MaskedAdam, batches: _Batches, during: During) -> tuple[Losses, float]:
+    """Go on from a checkpoint, if there is one; returns the losses so far and the seconds spent on them."""
+    if file is None or not file.is_file():
+        return [], 0.0
+    state = torch.load(file, weights_only=True, map_location=weights.values[0].device)
+    weights.resume(state["weights"])
+    batches.steps = state["batches"]
+    if during:
+        during.resume(state["during"])
+    return state["losses"], state["seconds"]
+
+
+class _Batch(NamedTuple):
+    """Inputs, the teacher's outputs and features, weights of positions, and the output of the frozen modules."""
 
     inputs: Tensor
-    goal: Any
+    target: Any
     features: dict[str, Tensor]
-    focus: Tensor | None
+    position_weights: Tensor | None
     prefix: Tensor | None
 
 
-@torch.no_grad()
-def _lesson(
-    student: nn.Module,
-    teacher: nn.Module,
-    inputs: Tensor,
-    features: Sequence[str],
-    frozen: Sequence[str],
-    focus: Callable[[Any], Tensor] | None,
-) -> _Lesson:
-    with watched(teacher, features) as wanted:
-        goal = _float32(teacher(inputs))
-    maps = None if focus is None else focus(goal)
-    if not frozen:
-        return _Lesson(inputs, goal, wanted, maps, None)
-    with watched(student, frozen[-1:], stop=True) as got, suppress(_Stop):
-        student(inputs)
-    return _Lesson(inputs, goal, wanted, maps, got[frozen[-1]])
+@dataclass
+class _Batches:
+    """Batches by the step for which each was made; ``steps`` are those of the last ``recipe.memory``.
+
+    A batch depends on seed and step alone: one that an interruption made forget is made again.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    source: Source
+    recipe: Recipe
+    objective: Objective
+    seed: int
+    steps: list[int] = field(default_factory=list)
+    made: dict[int, _Batch] = field(default_factory=dict)
+
+    def draw(self, step: int, fresh: bool) -> _Batch:
+        """A new batch at every ``recipe.uses``-th step, and where it must be ``fresh``; else one of the last."""
+        if step % self.recipe.uses == 0 or fresh or not self.steps:
+            chosen = step
+            self.steps = [*self.steps, step][-self.recipe.memory :]
+            self.made = {made: batch for made, batch in self.made.items() if made in self.steps}
+        else:
+            chosen = self.steps[int(torch.randint(len(self.steps), (), generator=self._chance(step)))]
+        if chosen not in self.made:
+            self.made[chosen] = self._make(self._chance(chosen))
+        return self.made[chosen]
+
+    def _chance(self, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+
+    @torch.no_grad()
+    def _make(self, chance: torch.Generator) -> _Batch:
+        inputs, frozen, prefix = self.source(self.recipe.batch, chance), self.objective.frozen, None
+        with multiplying(self.student, self.objective.precision):
+            with watched(self.teacher, self.objective.features) as features:
+                target = mapped(self.teacher(inputs), Tensor.float)
+            if frozen:
+                with watched(self.student, frozen[-1:], stop=True) as outputs:
+                    self.student(inputs)
+                prefix = outputs[frozen[-1]]
+        weigh = self.objective.position_weights
+        return _Batch(inputs, target, features, weigh(target) if weigh else None, prefix)
 
 
-def _compare(
-    student: nn.Module,
-    divergence: Divergence,
-    features: Sequence[str],
-    frozen: Sequence[str],
-    precision: torch.dtype,
-    lesson: _Lesson,
-) -> tuple[Tensor, Tensor]:
-    """The student's divergence from its teacher, and the error of its features, on the lesson's inputs."""
-    with watched(student, features) as got, replayed(student, frozen, lesson.prefix), multiplying(student, precision):
-        answer = student(lesson.inputs)
-    error = feature_error(got, lesson.features, lesson.focus) if features else torch.zeros(())
-    return divergence(_float32(answer), lesson.goal), error
+def _compare(student: nn.Module, objective: Objective, batch: _Batch) -> tuple[Tensor, Tensor]:
+    """The student's divergence from its teacher and the error of its features."""
+    skipped = replayed(student, objective.frozen, batch.prefix)
+    with watched(student, objective.features) as features, skipped, multiplying(student, objective.precision):
+        answer = student(batch.inputs)
+    error = feature_error(features, batch.features, batch.position_weights) if features else torch.zeros(())
+    return objective.divergence(mapped(answer, Tensor.float), batch.target), error
 
 
-def _sent_back(
-    compare: Callable[[_Lesson], tuple[Tensor, Tensor]], feature_weight: float, lesson: _Lesson
-) -> tuple[Tensor, Tensor]:
-    """What ``compare`` measures, once the derivatives of the loss are in the student's parameters."""
-    loss, error = compare(lesson)
-    (loss + feature_weight * error).backward()
-    return loss.detach(), error.detach()
-
-
-def _float32(answer: Any) -> Any:
-    """A network's answer, a tensor or a sequence of them, for sums that need all digits."""
-    return answer.float() if isinstance(answer, Tensor) else [tensor.float() for tensor in answer]
-
-
-def feature_error(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], focus: Tensor | None = None) -> Tensor:
-    """Σ over features of ‖student - teacher‖² / ‖teacher‖², positions counted by ``focus`` [n, rows, columns]."""
+def feature_error(
+    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], position_weights: Tensor | None = None
+) -> Tensor:
+    """Σ over features of ‖student - teacher‖² / ‖teacher‖², positions weighted by ``position_weights`` [n, rows,
+    columns] at any resolution."""
     errors = []
     for name, wanted in ((name, feature.float()) for name, feature in teacher.items()):
-        weights = 1.0 if focus is None else F.adaptive_max_pool2d(focus[:, None], wanted.shape[2:])
+        weights = (
+            1.0 if position_weights is None else F.adaptive_max_pool2d(position_weights[:, None], wanted.shape[2:])
+        )
         error = (student[name].float() - wanted).square() * weights
         errors.append(error.mean() / (wanted.square() * weights).mean())
     return torch.stack(errors).sum()
-
-
-def recover(
-    student: nn.Module,
-    teacher: nn.Module,
-    masks: Mapping[str, Tensor],
-    seed: int,
-    *,
-    inputs: Tensor,
-    steps: int = 100,
-    batch: int = 128,
-    learning_rate: float = 1e-3,
-    temperature: float = 2.0,
-    divergence: Divergence | None = None,
-    validation: Tensor | None = None,
-    every: int = 50,
-    patience: int = 4,
-    after_step: Callable[[nn.Module], None] | None = None,
-) -> None:
-    """Masked distillation: train the student towards the teacher's outputs on ``inputs`` [n, ...], no labels used.
-
-    The loss is ``divergence`` (default: KL of logits softened by ``temperature``; Hinton, Vinyals and Dean 2015,
-    section 2). Adam at ``learning_rate``, falling to zero along a half cosine so that short recoveries end calm.
-    ``masks`` maps a layer's name to a bool tensor in its weight's shape; a weight where it is False is zero
-    after every step. ``seed`` orders the batches. ``after_step`` may constrain the student further.
-
-    With ``validation`` inputs [n, ...], kept apart from ``inputs`` and from any test, recovery stops early (Prechelt
-    1998): the divergence on them is measured before the first and after ``every`` steps, the student ends as it was
-    at the least of these, and after ``patience`` looks without a new least no more steps are made.
-    Raises ValueError if ``inputs`` is empty. The student is left in evaluation mode.
-    """
-    if len(inputs) == 0:
-        raise ValueError("recovery needs inputs to distil on, got none")
-    measure = divergence or (lambda s, t: kl(s, t, temperature))
-    optimizer = torch.optim.Adam(student.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    generator = torch.Generator().manual_seed(seed)
-    teacher.eval()
-    best = None if validation is None else _Best(student, teacher, validation, measure)
-    student.train()
-    with channels_last(student, teacher):
-        for step in range(1, steps + 1):
-            part = inputs[torch.randint(len(inputs), (batch,), generator=generator).to(inputs.device)]
-            with torch.no_grad():
-                goal = teacher(part)
-            optimizer.zero_grad()
-            measure(student(part), goal).backward()
-            optimizer.step()
-            schedule.step()
-            hold(student, masks)
-            if after_step is not None:
-                after_step(student)
-            if best is not None and step % every == 0 and best.look() >= patience:
-                break
-    student.eval()
-    if best is not None:
-        best.look()
-        best.restore()
-
-
-class _Best:
-    """A student's state at its least divergence on inputs that it does not learn from."""
-
-    def __init__(self, student: nn.Module, teacher: nn.Module, inputs: Tensor, measure: Divergence) -> None:
-        self.student, self.inputs, self.measure = student, inputs, measure
-        with torch.no_grad():
-            self.goal = teacher(inputs)
-        self.least, self.waited = math.inf, 0
-        self.look()
-
-    @torch.no_grad()
-    def look(self) -> int:
-        """Measure the present student, keep it if it is the best; returns how many looks the best has stood for."""
-        training = self.student.training
-        divergence = float(self.measure(self.student.eval()(self.inputs), self.goal))
-        self.student.train(training)
-        self.waited += 1
-        if divergence < self.least:
-            self.least, self.waited = divergence, 0
-            self.state = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
-        return self.waited
-
-    def restore(self) -> None:
-        """Go back to the best."""
-        self.student.load_state_dict(self.state)

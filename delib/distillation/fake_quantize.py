@@ -1,11 +1,11 @@
-"""Rounding weights to their levels so that the network hardly notices: in the loop of training, or compensated."""
+"""Fake quantisation: forward passes see weights at their levels while training moves the weights themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,95 +16,87 @@ from delib.coding.quantize import PLACEMENTS, quantize_weight, with_levels
 from delib.nn.layers import stored, weight_layers, weight_of
 
 
-class Rounding:
-    """The weights of a network as ``quantize`` would round them, for the time of a pass.
+class _Grid(NamedTuple):
+    """A layer's survivors [n] where they lie in memory, their outputs' scales [n], the levels, and the middles between
+    levels; good for one ``layout`` of the memory."""
 
-    ``bits``, ``method`` and ``scaled`` are those of ``quantize``. The first pass places the levels, takes the outputs'
-    scales and notes which weights are zero; layers in ``begun`` have levels and scales already. The nearest levels are
-    taken in every pass. What was trained with these levels must be stored with them, as ``tensors`` gives it: on levels
-    placed anew it is no better than if it had not been trained with rounding at all. Layers in ``done`` are rounded
-    already and left as they are.
-    """
-
-    def __init__(
-        self,
-        bits: int | Mapping[str, int] = 4,
-        method: str = "kmeans",
-        *,
-        scaled: bool = True,
-        done: Collection[str] = (),
-        begun: Mapping[str, LevelTensor] = MappingProxyType({}),
-    ) -> None:
-        self.bits, self.place, self.scaled, self.done = bits, PLACEMENTS[method], scaled, done
-        self.levels = {name: tensor.codebook for name, tensor in begun.items()}
-        self.scales = {name: tensor.scales for name, tensor in begun.items()}
-        self.places: dict[str, _Place] = {}
-
-    def _weights(self, network: nn.Module) -> dict[str, Tensor]:
-        return {name: weight_of(layer) for name, layer in weight_layers(network).items() if name not in self.done}
-
-    @contextmanager
-    def applied(self, network: nn.Module) -> Iterator[None]:
-        """Inside the block the weight layers hold rounded weights, afterwards the unrounded ones again."""
-        weights = self._weights(network)
-        if not self.places:
-            self._place(weights)
-        held = [(stored(weight), self.places[name].memory) for name, weight in weights.items()]
-        unrounded = [weight[memory] for weight, memory in held]
-        for (weight, memory), values in zip(held, self._rounded(unrounded), strict=True):
-            weight[memory] = values
-        try:
-            yield
-        finally:
-            for (weight, memory), values in zip(held, unrounded, strict=True):
-                weight[memory] = values
-
-    def tensors(self, network: nn.Module) -> dict[str, LevelTensor]:
-        """Each layer's weight at the levels placed by the first pass: what a pass sees, for ``compensate.finished``."""
-        if not self.places:
-            self._place(self._weights(network))
-        arrays = {name: weight.cpu().numpy() for name, weight in self._weights(network).items()}
-        return {name: with_levels(array, self.levels[name], self.scales[name]) for name, array in arrays.items()}
-
-    def state(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Levels and scales by layer, for ``resume``."""
-        scales = {name: None if each is None else torch.from_numpy(each) for name, each in self.scales.items()}
-        return {name: (torch.from_numpy(levels), scales[name]) for name, levels in self.levels.items()}
-
-    def resume(self, state: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
-        """Go on with the levels and scales of ``state``."""
-        self.levels = {name: levels.cpu().numpy() for name, (levels, _) in state.items()}
-        self.scales = {name: None if each is None else each.cpu().numpy() for name, (_, each) in state.items()}
-
-    def _place(self, weights: Mapping[str, Tensor]) -> None:
-        for name, weight in weights.items():
-            bits = self.bits if isinstance(self.bits, int) else self.bits[name]
-            if name not in self.levels:
-                placed = quantize_weight(weight.cpu().numpy(), bits, self.place, scaled=self.scaled)
-                self.levels[name], self.scales[name] = placed.codebook, placed.scales
-            memory = stored(weight).nonzero()[:, 0]
-            each = self.scales[name] if self.scales[name] is not None else np.ones(len(weight))
-            scales = torch.from_numpy(each).to(weight).view(-1, *[1] * (weight.dim() - 1))
-            codebook = torch.from_numpy(self.levels[name]).to(weight.device)
-            middles = (codebook[1:].double() + codebook[:-1]) / 2
-            self.places[name] = _Place(
-                memory, stored(torch.empty_like(weight).copy_(scales))[memory], codebook, middles
-            )
-
-    def _rounded(self, unrounded: Sequence[Tensor]) -> list[Tensor]:
-        """What ``quantize.with_levels`` makes of the layers' survivors, without a look at the dead ones."""
-        return [
-            place.codebook[torch.bucketize((values / place.scales).double(), place.middles)] * place.scales
-            for place, values in zip(self.places.values(), unrounded, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a layer's survivors lie in ``memory`` [n], their outputs' ``scales`` [n], the levels, and where one becomes
-    the nearest instead of the one before (``middles``)."""
-
-    memory: Tensor
+    layout: Any
+    places: Tensor
     scales: Tensor
     codebook: Tensor
     middles: Tensor
+
+
+@dataclass
+class FakeQuantization:
+    """For ``distill(during=...)``: every pass sees the weights that ``quantize`` with the same ``bits``, ``method`` and
+    ``scaled`` would store; gradients pass straight through to the unquantised ones (Courbariaux, Bengio and David 2015,
+    algorithm 1).
+
+    Levels and scales are fixed when first applied, or given in ``levels`` by layer; each pass takes the nearest levels.
+    The trained student must be stored with these, which ``tensors`` returns: with levels placed anew its training would
+    be lost. Layers in ``fixed`` are left as they are.
+    """
+
+    bits: int | Mapping[str, int] = 4
+    method: str = "kmeans"
+    scaled: bool = True
+    fixed: Collection[str] = ()
+    levels: Mapping[str, LevelTensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._codes = {name: (tensor.codebook, tensor.scales) for name, tensor in self.levels.items()}
+        self._grids: dict[str, _Grid] = {}
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Inside the block the weight layers hold quantised weights, afterwards their own again."""
+        grids = {name: (stored(weight), self._grid(name, weight)) for name, weight in self._weights(network).items()}
+        own = {name: memory[grid.places] for name, (memory, grid) in grids.items()}
+        for name, (memory, grid) in grids.items():
+            nearest = torch.bucketize((own[name] / grid.scales).double(), grid.middles)
+            memory[grid.places] = grid.codebook[nearest] * grid.scales
+        try:
+            yield
+        finally:
+            for name, (memory, grid) in grids.items():
+                memory[grid.places] = own[name]
+
+    def tensors(self, network: nn.Module) -> dict[str, LevelTensor]:
+        """Each layer's weight as a pass sees it: what ``layerwise.finalize`` stores."""
+        weights = self._weights(network).items()
+        return {name: with_levels(weight.cpu().numpy(), *self._code(name, weight)) for name, weight in weights}
+
+    def _weights(self, network: nn.Module) -> dict[str, Tensor]:
+        return {name: weight_of(layer) for name, layer in weight_layers(network).items() if name not in self.fixed}
+
+    def _code(self, name: str, weight: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        """A layer's levels and scales, placed when first asked for."""
+        if name not in self._codes:
+            bits = self.bits if isinstance(self.bits, int) else self.bits[name]
+            placed = quantize_weight(weight.cpu().numpy(), bits, PLACEMENTS[self.method], scaled=self.scaled)
+            self._codes[name] = placed.codebook, placed.scales
+        return self._codes[name]
+
+    def _grid(self, name: str, weight: Tensor) -> _Grid:
+        layout = weight.stride(), weight.device
+        if name not in self._grids or self._grids[name].layout != layout:
+            levels, scales = self._code(name, weight)
+            codebook, places = torch.from_numpy(levels).to(weight.device), stored(weight).nonzero()[:, 0]
+            rows = torch.from_numpy(np.ones(len(weight)) if scales is None else scales).to(weight)
+            spread = torch.empty_like(weight).copy_(rows.view(-1, *[1] * (weight.dim() - 1)))
+            middles = (codebook[1:].double() + codebook[:-1]) / 2
+            self._grids[name] = _Grid(layout, places, stored(spread)[places], codebook, middles)
+        return self._grids[name]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: codebook and scales by layer."""
+        return {
+            name: (torch.from_numpy(levels), None if scales is None else torch.from_numpy(scales))
+            for name, (levels, scales) in self._codes.items()
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state``."""
+        for name, (levels, scales) in state.items():
+            self._codes[name] = levels.cpu().numpy(), None if scales is None else scales.cpu().numpy()

@@ -1,41 +1,43 @@
-"""Directed evolution inside a long recovery: survivors grow fewer while they learn, in all layers at once.
+"""Gradual pruning: during a distillation the survivors of all layers together grow fewer, in cycles of evolution.
 
-Every few steps criteria propose which survivors to let go, each its own candidate set drawn across the whole network;
-the sets are zeroed tentatively, and the one that the network misses least on fresh inputs goes. How sparse each layer
-becomes is not said beforehand: it comes out.
+Every few steps criteria *propose* survivors to zero, each a candidate set drawn from the whole network; *assess* zeroes
+each set tentatively and measures the divergence from the teacher on fresh inputs; *select* zeroes the set of least
+divergence, and training goes on. The layers' sparsities are not prescribed; they result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# A layer's survivors in units of their outputs' weights, and their gradients' mean squares in that unit, both [n]
-# -> how much each is worth.
-Criterion = Callable[[Tensor, Tensor], Tensor]
+from delib.distillation.optimizer import MaskedAdam
+
+# Survivors' values, in units of their outputs' weights, and their mean squared gradients, both [n] -> saliencies [n].
+# Unlike ``evolution.Criterion``, which ranks one layer's weights by that layer's inputs, it must rank the weights of
+# all layers together, and it reads the gradients that the optimizer gathers; a ``Site`` has none of these.
+GlobalCriterion = Callable[[Tensor, Tensor], Tensor]
 
 
-def worth(exponent: float) -> Criterion:
-    """value² · slope^exponent: with 0 magnitude alone, with 1 the expected change of the loss by its curvature as
-    squared gradients give it (optimal brain damage: LeCun, Denker and Solla 1989, eq. 5). On gradients of few inputs
-    squares exaggerate what they differ by, hence all that lies between."""
-    return lambda value, slope: value.square() * slope.pow(exponent)
+def saliency(exponent: float) -> GlobalCriterion:
+    """value² · gradient²^exponent: 0 is magnitude, 1 the loss's expected change with the squared gradients as its
+    curvature (optimal brain damage: LeCun, Denker and Solla 1989, eq. 5). Mean squared gradients of few inputs are
+    noisy, and their logarithms less so, hence the exponents between."""
+    return lambda value, gradient: value.square() * gradient.pow(exponent)
 
 
 # On YOLOv3-tiny 0.5 caused less divergence than both ends in each of 108 cycles, 0.35 less than 0.2 and 0.5 in 9 of 10.
 BETWEEN = (0.2, 0.3, 0.4, 0.5)
-CRITERIA = {"magnitude": worth(0)} | {f"exponent {e}": worth(e) for e in BETWEEN} | {"curvature": worth(1)}
-# For each layer its survivors (True) among its present ones [n].
-Candidate = dict[str, Tensor]
+CRITERIA = {"magnitude": saliency(0)} | {f"exponent {e}": saliency(e) for e in BETWEEN} | {"curvature": saliency(1)}
 
 
 @dataclass(frozen=True)
-class Cycle:
-    """What happened after ``step`` steps: how many ``survivors`` were left, whose candidate set went (``chosen``), and
-    the divergence from the teacher that each criterion's set caused."""
+class PruningCycle:
+    """One cycle before the step of that number: ``survivors`` left by it, the criterion whose set was ``chosen``, and
+    the divergence that each criterion's set caused."""
 
     step: int
     survivors: int
@@ -44,43 +46,56 @@ class Cycle:
 
 
 @dataclass
-class Thinning:
-    """For ``distil``: fewer and fewer survivors, until ``survivors`` are left in the layers that it trains.
+class GradualPruning:
+    """For ``distill(during=...)``: prunes the layers that are trained until ``survivors`` weights are left in them.
 
-    Every ``every`` steps they fall, by the same factor each time, and are ``survivors`` once ``until`` of all steps (a
-    share, 0..1) are made: what remains of the steps is for getting over it. Sets are proposed by ``criteria``;
-    ``cycles`` tells what happened. ``begin`` is how many there are at first, by default as many as there are.
+    Every ``every`` steps their number falls, by the same factor each time, to reach ``survivors`` when the share
+    ``until`` of all steps is made; the rest of the steps recovers. Weights that are zero at the start may compete as
+    well where masks in ``regrowth`` (by layer, bool in the weight's shape) are True. ``cycles`` records what happened.
     """
 
     survivors: int
     until: float = 0.75
     every: int = 50
-    criteria: Mapping[str, Criterion] = field(default_factory=lambda: CRITERIA)
-    cycles: list[Cycle] = field(default_factory=list)
-    begin: int = 0
+    regrowth: Mapping[str, Tensor] = field(default_factory=dict)
+    criteria: Mapping[str, GlobalCriterion] = field(default_factory=lambda: CRITERIA)
+    cycles: list[PruningCycle] = field(default_factory=list, init=False)
+    start: int = field(default=0, init=False)  # survivors before the first cycle
 
     def due(self, step: int, done: float, now: int) -> bool:
-        """Whether, with ``now`` survivors, a set is to go before the step of that number, counted from 0."""
+        """Whether a cycle precedes the step of that number, counted from 0, with ``now`` survivors left."""
         return step > 0 and now > self.survivors and (step % self.every == 0 or done >= self.until)
 
-    def fewer(self, done: float, now: int) -> int:
-        """How many of ``now`` survivors are to remain when ``done`` (0..1) of the steps are made."""
-        self.begin = self.begin or now
+    @torch.no_grad()
+    def cycle(self, weights: MaskedAdam, step: int, done: float, compare: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Propose, assess, select, zero; ``compare`` measures the network's divergence (and feature error), ``done``
+        (0..1) is the share of all steps that is made."""
+        self.start = self.start or weights.survivors
         fallen = min(1.0, done / self.until)
-        return min(now, round(self.begin * (self.survivors / self.begin) ** fallen))
-
-    def candidates(self, values: Mapping[str, Tensor], slopes: Mapping[str, Tensor], keep: int) -> dict[str, Candidate]:
-        """Each criterion's set: all but the ``keep`` survivors of most worth; ``values``, ``slopes`` by layer [n]."""
-        sets = {}
-        for name, criterion in self.criteria.items():
-            worths = torch.cat([criterion(values[layer], slopes[layer]) for layer in values])
-            alive = torch.zeros_like(worths, dtype=torch.bool)
-            alive[worths.topk(keep).indices] = True
-            sets[name] = dict(zip(values, alive.split([len(value) for value in values.values()]), strict=True))
-        return sets
-
-    def select(self, step: int, keep: int, divergences: dict[str, float]) -> str:
-        """The criterion whose set is missed least; notes the cycle."""
+        keep = min(weights.survivors, round(self.start * (self.survivors / self.start) ** fallen))
+        candidates, divergences = self._propose(weights, keep), {}
+        for name, candidate in candidates.items():
+            weights.prune(candidate, tentatively=True)
+            divergences[name] = float(compare()[0])
+            weights.write(weights.values)
         chosen = min(divergences, key=divergences.__getitem__)
-        self.cycles.append(Cycle(step, keep, chosen, divergences))
-        return chosen
+        weights.prune(candidates[chosen])
+        self.cycles.append(PruningCycle(step, keep, chosen, divergences))
+
+    def _propose(self, weights: MaskedAdam, keep: int) -> dict[str, dict[str, Tensor]]:
+        """Each criterion's candidate set, as the ``keep`` survivors of largest saliency, True among a layer's."""
+        layers, candidates = weights.saliency_inputs(), {}
+        for name, criterion in self.criteria.items():
+            saliencies = torch.cat([criterion(*layer) for layer in layers.values()])
+            kept = torch.zeros_like(saliencies, dtype=torch.bool)
+            kept[saliencies.topk(keep).indices] = True
+            candidates[name] = dict(zip(layers, kept.split([len(v) for v, _ in layers.values()]), strict=True))
+        return candidates
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"start": self.start, "cycles": [asdict(cycle) for cycle in self.cycles]}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state``."""
+        self.start, self.cycles = state["start"], [PruningCycle(**cycle) for cycle in state["cycles"]]

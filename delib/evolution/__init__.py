@@ -1,24 +1,35 @@
 """The method: criteria propose candidate sets, tentative zeroing assesses them, the least divergent is zeroed."""
 
-from delib.evolution.allocate import Rungs, put_levels, spread, trade
+from delib.evolution.allocate import Search, allocate, scale_sparsities, search_allocation
 from delib.evolution.assess import Suffix, assess, tentatively_zeroed
-from delib.evolution.criteria import admm, criterion_named, hessian, magnitude, random
-from delib.evolution.evolve import evolve
+from delib.evolution.criteria import CRITERIA, Criterion, Site, admm, criterion_named, hessian, magnitude, obs, random
+from delib.evolution.database import Entry, SparsityDatabase
+from delib.evolution.evolve import Cycle, Recovery, evolve
+from delib.evolution.evolved import Evolved
 from delib.evolution.population import draw
 
 __all__ = [
-    "Rungs",
+    "CRITERIA",
+    "Criterion",
+    "Cycle",
+    "Entry",
+    "Evolved",
+    "Recovery",
+    "Search",
+    "Site",
+    "SparsityDatabase",
     "Suffix",
     "admm",
+    "allocate",
     "assess",
     "criterion_named",
     "draw",
     "evolve",
     "hessian",
     "magnitude",
-    "put_levels",
+    "obs",
     "random",
-    "spread",
+    "scale_sparsities",
+    "search_allocation",
     "tentatively_zeroed",
-    "trade",
 ]

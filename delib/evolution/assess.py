@@ -1,4 +1,4 @@
-"""The direct assessment: zero a candidate set tentatively, run the network, measure its divergence from the teacher."""
+"""Assessment: zero a candidate set tentatively, run the network, measure its divergence from the teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Criteria: each guesses the saliency of every weight of a layer, from what can be measured there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Site:
     - ``alive``, a bool tensor in the weight's shape: which weights may survive (default: all);
     - ``survivors``, how many are to be left;
     - ``bias`` [out], if the layer has one;
-    - ``moments`` of the layer over the calibration inputs and ``importance`` [out], how strongly the network's
+    - ``moments`` of the layer over the calibration inputs and ``sensitivity`` [out], how strongly the network's
       divergence reacts to an error of each output (default: all alike). Both are measured when first asked for.
     """
 
@@ -31,7 +31,7 @@ class Site:
     survivors: int = 0
     bias: Tensor | None = None
     measure_moments: Callable[[], Moments] | None = None
-    measure_importance: Callable[[], Tensor] | None = None
+    measure_sensitivity: Callable[[], Tensor] | None = None
 
     @cached_property
     def moments(self) -> Moments:
@@ -40,13 +40,15 @@ class Site:
         return self.measure_moments()
 
     @cached_property
-    def importance(self) -> Tensor:
-        return self.weight.new_ones(len(self.weight)) if self.measure_importance is None else self.measure_importance()
+    def sensitivity(self) -> Tensor:
+        return (
+            self.weight.new_ones(len(self.weight)) if self.measure_sensitivity is None else self.measure_sensitivity()
+        )
 
     def after(self, weight: Tensor, bias: Tensor | None, alive: Tensor) -> Site:
         """The same site once its weights have changed; its inputs, and so its moments, are what they were."""
         site = replace(self, weight=weight.clone(), bias=None if bias is None else bias.clone(), alive=alive)
-        site.moments, site.importance = self.moments, self.importance
+        site.moments, site.sensitivity = self.moments, self.sensitivity
         return site
 
     def living(self) -> Tensor:
@@ -65,7 +67,7 @@ class Site:
         return weight_to_matrix(alive, None if self.bias is None else torch.ones_like(self.bias, dtype=torch.bool))
 
 
-# The relevance of every weight, in the weight's shape: non-negative, larger means more worth keeping.
+# The saliency of every weight, in the weight's shape: non-negative; the least salient weights are proposed to die.
 Criterion = Callable[[Site], Tensor]
 
 
@@ -85,8 +87,7 @@ def activation(site: Site) -> Tensor:
     The inputs' channel is dimension 1 of ``site.inputs``, or the last one where that does not fit the weight
     (a linear layer on sequences). Grouped convolutions share the mean over their groups' channels.
     """
-    channels = site.weight.shape[1]
-    inputs = site.inputs
+    channels, inputs = site.weight.shape[1], site.inputs
     axis = 1 if inputs.shape[1] % channels == 0 and site.weight.dim() > 2 else inputs.dim() - 1
     others = [d for d in range(inputs.dim()) if d != axis]
     mean_square = inputs.float().square().mean(dim=others)
@@ -98,35 +99,34 @@ def hessian(site: Site) -> Tensor:
     """√(w² H_jj): what zeroing a weight alone does to the divergence, to second order (LeCun, Denker and Solla 1989,
     section 2).
 
-    The diagonal of the Hessian is taken as importance of the output times Σ x² of the input (its Gauss-Newton
+    The Hessian's diagonal is taken as the sensitivity of the output times Σ x² of the input (its Gauss-Newton
     approximation with both factors independent: Martens and Grosse 2015, section 3), so that it needs no labels.
     """
-    moments, importance = site.moments, site.importance
-    energy = moments.gram.diagonal(dim1=1, dim2=2).repeat_interleave(len(importance) // moments.groups, dim=0)
-    return _in_shape(energy * site.matrix().square() * importance[:, None], site)
+    moments, sensitivity = site.moments, site.sensitivity
+    energy = moments.per_row(moments.gram.diagonal(dim1=1, dim2=2))
+    return _in_shape(energy * site.matrix().square() * sensitivity[:, None], site)
 
 
 def obs(site: Site) -> Tensor:
     """√(w² / [H⁻¹]_jj): as ``hessian``, after all other survivors have compensated (Hassibi and Stork 1993, eq. 5).
 
-    A dead weight, if it may be revived, is worth what the fit would gain from it alone: (c - w G)_j² / G_jj.
+    The saliency of a dead weight, which may regrow, is what the fit would gain from it alone: (c - w G)_j² / G_jj.
     """
-    moments, importance = site.moments, site.importance
+    moments, sensitivity = site.moments, site.sensitivity
     matrix = site.matrix()
     living = site.support() & (matrix != 0)
     if moments.bias:
         living[:, -1] = True
-    energy = moments.gram.diagonal(dim1=1, dim2=2).repeat_interleave(len(importance) // moments.groups, dim=0)
+    energy = moments.per_row(moments.gram.diagonal(dim1=1, dim2=2))
     gains = (moments.cross - moments.apply(matrix.to(moments.gram.dtype))).square() / energy.clamp_min(1e-12)
     costs = torch.where(living, removal_costs(moments, living, matrix), gains)
-    return _in_shape(costs * importance[:, None], site)
+    return _in_shape(costs * sensitivity[:, None], site)
 
 
 def admm(site: Site) -> Tensor:
-    """How firmly sparse least squares with ``site.survivors`` weights holds on to each (ALPS: Meng et al. 2024, alg.
-    1)."""
-    _, strength = sparse_least_squares(site.moments, site.matrix(), site.survivors, site.importance, site.support())
-
+    """How firmly sparse least squares with ``site.survivors`` weights holds on to each (ALPS: Meng et al. 2024,
+    algorithm 1)."""
+    _, strength = sparse_least_squares(site.moments, site.matrix(), site.survivors, site.sensitivity, site.support())
     return _in_shape(strength.square(), site)
 
 

@@ -1,17 +1,23 @@
-"""Reconstruction of layers by least squares: second moments, supports by ADMM, compensated rounding, baselines."""
+"""Reconstruction of layers by least squares: moments, supports by ADMM, compensated rounding, compress, baselines."""
 
 from delib.layerwise.admm import admm
-from delib.layerwise.compress import compensated, finished, quantize
-from delib.layerwise.reconstruct import Moments, moments, refit, removal_costs, zeroing_changes
+from delib.layerwise.baselines import BASELINES, prune
+from delib.layerwise.compress import Compression, Problem, compress, finalize, quantize
+from delib.layerwise.gptq import round_compensated
+from delib.layerwise.reconstruct import Moments, moments, reconstruct, removal_costs
 
 __all__ = [
+    "BASELINES",
+    "Compression",
     "Moments",
+    "Problem",
     "admm",
-    "compensated",
-    "finished",
+    "compress",
+    "finalize",
     "moments",
+    "prune",
     "quantize",
-    "refit",
+    "reconstruct",
     "removal_costs",
-    "zeroing_changes",
+    "round_compensated",
 ]

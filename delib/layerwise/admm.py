@@ -1,4 +1,4 @@
-"""Which weights should survive if the survivors may be refitted: sparse least squares by ADMM."""
+"""Which weights should survive if least squares gives the survivors their values: sparse least squares by ADMM."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from delib.layerwise.reconstruct import RIDGE, Moments
 # As ALPS's own code has them, for a Gram matrix scaled to a unit diagonal.
 FIRST_PENALTY = 0.1  # ρ at the start
 CHECK = 3  # iterations between two looks at how much the support still changes
-MOVING = 0.005  # share of the survivors: a support that changes more is on its way
-SETTLED, PATIENCE = 0.0003, 30  # ... and one that changes less, after so many iterations, has arrived
+MOVING = 0.005  # share of the survivors: a support that changes more is moving
+SETTLED, PATIENCE = 0.0003, 30  # ... and one that changes less, after so many iterations, has settled
 LEAST_PENALTY = 1e-4  # ours: a support that even this does not move is the best that can be reached
 
 
@@ -25,19 +25,37 @@ def admm(
     ridge: float = RIDGE,
     iterations: int = 300,
 ) -> tuple[Tensor, Tensor]:
-    """The ``survivors`` weights of least squared output error after refitting: (support [rows, k], strength [rows, k]).
+    """The ``survivors`` weights of least squared output error once reconstructed (ALPS: Meng et al. 2024, algorithm 1).
 
     Minimises Σ_r s_r ‖w_r X - y_r‖² over matrices of at most ``survivors`` non-zero weights, the bias column not
-    counted (ALPS: Meng et al. 2024, algorithm 1). The matrix is split in two, W that fits and D that is sparse, held
-    together by multipliers V and a penalty ρ which rises until the support settles. Should the first one be so strong
-    that the support hardly moves, it starts anew from a fifth of it:
+    counted. The matrix is split in two, W that fits and D that is sparse, held together by multipliers V and a penalty
+    ρ which rises until the support settles. Should the first one be so strong that the support hardly moves, it starts
+    anew from a fifth of it:
 
         W = (G + ρ)⁻¹ (C - V + ρ D)      D = the largest entries of W + V/ρ      V += ρ (W - D)
 
-    Only weights ``allowed`` [rows, k] may survive (all by default). ``row_weights`` s [rows] say how much an error of
-    each output matters (all alike by default). The strength is |W + V/ρ| at the end, in the scale in which weights were
-    compared: larger means more worth keeping. The problem is scaled to a unit diagonal of G; one eigendecomposition of
-    each G makes every iteration two matrix products, in float32: they decide what survives, not with which value.
+    The problem is scaled to a unit diagonal of G; one eigendecomposition of each G makes every iteration two matrix
+    products, in float32: they decide what survives, not with which value.
+
+    Parameters
+    ----------
+    moments, matrix, ridge
+        As for ``reconstruct``.
+    survivors : int
+        How many weights survive.
+    row_weights : Tensor [rows], optional
+        s, how much an error of each output counts; all alike by default.
+    allowed : Tensor [rows, k], bool, optional
+        Which weights may survive; all by default.
+    iterations : int
+        At most.
+
+    Returns
+    -------
+    support : Tensor [rows, k], bool
+        What survives, biases among it.
+    strength : Tensor [rows, k]
+        |W + V/ρ| at the end, in the scale in which weights were compared: the larger, the more firmly held.
     """
     problem = _Scaled(moments, matrix, row_weights, ridge)
     barred = torch.zeros_like(matrix, dtype=torch.bool) if allowed is None else ~allowed
@@ -70,7 +88,7 @@ def admm(
 
 
 class _Scaled:
-    """The least-squares problem with inputs scaled to unit mean square and rows scaled by their importance."""
+    """The least-squares problem with inputs scaled to unit mean square and rows scaled by their weights."""
 
     def __init__(self, moments: Moments, matrix: Tensor, row_weights: Tensor | None, ridge: float) -> None:
         gram = moments.damped(ridge)
@@ -78,13 +96,13 @@ class _Scaled:
         scale = gram.diagonal(dim1=1, dim2=2).rsqrt()
         values, vectors = torch.linalg.eigh(gram * scale[:, :, None] * scale[:, None, :])
         rows = gram.new_ones(len(matrix)) if row_weights is None else row_weights.to(gram.dtype).sqrt()
-        importance = (rows / rows.mean()).view(groups, -1, 1)
+        scales = (rows / rows.mean()).view(groups, -1, 1)
         start = matrix.to(gram.dtype).view(groups, -1, k)
         extra = gram.diagonal(dim1=1, dim2=2) - moments.gram.diagonal(dim1=1, dim2=2)
         target = moments.cross.view(groups, -1, k) + extra[:, None, :] * start  # damping pulls towards the start
         self.values, self.vectors = values.float(), vectors.float()
-        self.start = (start / scale[:, None, :] * importance).float()
-        self.target = (target * scale[:, None, :] * importance @ vectors).float()
+        self.start = (start / scale[:, None, :] * scales).float()
+        self.target = (target * scale[:, None, :] * scales @ vectors).float()
 
     def solve(self, pull: Tensor, penalty: float) -> Tensor:
         """(G + ρ)⁻¹ (C + pull)."""

@@ -1,4 +1,4 @@
-"""The peers: other ways to sparsify a layer after training, written from their papers, for comparison with evolution.
+"""Baselines: published ways to sparsify a layer after training, written from their papers, to compare evolution with.
 
 Each takes one layer's weight matrix [rows, k], the Gram matrix G = Σ x xᵀ [k, k] of its inputs and a sparsity, and
 gives the sparse matrix. ``prune`` applies one to a network layer by layer, each on the inputs that the already sparse
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from delib.layerwise.admm import admm
-from delib.layerwise.reconstruct import Moments, moments, refit
+from delib.layerwise.reconstruct import Moments, moments, reconstruct
 from delib.nn.layers import weight_of
 
-Peer = Callable[..., Tensor]  # (weight, gram, sparsity, damping=...) -> the sparse matrix
+Baseline = Callable[..., Tensor]  # (weight, gram, sparsity, damping=...) -> the sparse matrix
 DAMPING = 1e-2  # share of the diagonal's mean added to G, the default of SparseGPT's and ALPS's own code
 
 
@@ -62,24 +62,24 @@ def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DA
 def alps(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DAMPING) -> Tensor:
     """The support by ADMM with a rising penalty, then least squares on it (Meng et al. 2024, algorithms 1 and 2).
 
-    The paper ends with ten steps of conjugate gradients; here the refit is exact, which can only lower the error.
+    The paper ends with ten steps of conjugate gradients; here they are solved exactly, which can only lower the error.
     """
     problem = _itself(weight, gram)
     support, _ = admm(problem, weight, weight.numel() - round(sparsity * weight.numel()), ridge=damping)
-    return refit(problem, support, weight, damping)
+    return reconstruct(problem, support, weight, damping)
 
 
 def exact_obs(weight: Tensor, gram: Tensor, sparsity: float, damping: float = DAMPING) -> Tensor:
     """One weight after another goes, all others compensating (Frantar and Alistarh 2022, section 4: ExactOBS).
 
     Each row is emptied one weight at a time; over all rows the cheapest removals are then carried out (the paper's
-    global step). Repeated OBS updates end in the constrained optimum, so the values are a least-squares refit.
+    global step). Repeated OBS updates end in the constrained optimum, so the values come from least squares.
     """
     order, losses = obs_traces(weight, gram, damping)
     counts = cheapest_prefixes(losses, round(sparsity * weight.numel()))
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
     support = rank >= counts[:, None]
-    return refit(_itself(weight, gram), support, weight, damping)
+    return reconstruct(_itself(weight, gram), support, weight, damping)
 
 
 def obs_traces(weight: Tensor, gram: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
@@ -119,16 +119,15 @@ def cheapest_prefixes(losses: Tensor, removals: int) -> Tensor:
     """How many weights of each row to remove so that ``removals`` in total add the least loss, rows going in order:
     [rows].
 
-    A removal that is cheaper than one before it in its row is counted at the dearer price, since it needs that one
-    first.
+    A removal that adds less than one before it in its row is counted with that one's loss, which it requires first.
     """
-    prices = losses.cummax(dim=1).values.flatten()
-    chosen = torch.zeros_like(prices, dtype=torch.bool)
-    chosen[prices.argsort(stable=True)[:removals]] = True
+    required = losses.cummax(dim=1).values.flatten()
+    chosen = torch.zeros_like(required, dtype=torch.bool)
+    chosen[required.argsort(stable=True)[:removals]] = True
     return chosen.view_as(losses).sum(1)
 
 
-PEERS: dict[str, Peer] = {
+BASELINES: dict[str, Baseline] = {
     "magnitude": magnitude,
     "wanda": wanda,
     "sparsegpt": sparsegpt,
@@ -138,15 +137,15 @@ PEERS: dict[str, Peer] = {
 
 
 @torch.no_grad()
-def prune(network: nn.Module, inputs: Tensor, targets: Mapping[str, float], peer: Peer) -> nn.Module:
-    """A copy of ``network`` whose layers named in ``targets`` have the sparsities given there, by one of the peers."""
+def prune(network: nn.Module, inputs: Tensor, targets: Mapping[str, float], baseline: Baseline) -> nn.Module:
+    """A copy of ``network`` whose layers named in ``targets`` have the sparsities given there, by a baseline."""
     student = copy.deepcopy(network).eval()
     for name, sparsity in targets.items():
         weight = weight_of(student.get_submodule(name))
         sums = moments(student, student, name, inputs)
         k = weight[0].numel()
         parts = weight.flatten(1).view(sums.groups, -1, k)
-        pruned = [peer(part, gram[:k, :k], sparsity) for part, gram in zip(parts, sums.gram, strict=True)]
+        pruned = [baseline(part, gram[:k, :k], sparsity) for part, gram in zip(parts, sums.gram, strict=True)]
         weight.copy_(torch.cat(pruned).view_as(weight))
     return student
 

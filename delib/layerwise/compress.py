@@ -1,14 +1,15 @@
 """A whole network sparsified and rounded by least squares alone, layer after layer: where distillation starts from.
 
-Every layer sees what the finished layers before it deliver and is fitted to what the teacher's layer answers, so it
-also mends what they broke. No gradient, no labels; see ``refit`` and ``supports`` for the mathematics.
+Every layer sees what the compressed layers before it deliver and is fitted to what the teacher's layer answers, so that
+it also corrects their errors. No gradients, no labels; see ``reconstruct`` and ``admm`` for the mathematics.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,47 +20,92 @@ from delib.coding.quantize import Placement, quantize_tensors, quantize_weight, 
 from delib.coding.quantized import Quantized
 from delib.files import in_batch
 from delib.layerwise.admm import admm
-from delib.layerwise.gptq import rounded
-from delib.layerwise.reconstruct import RIDGE, Moments, moments, refit
+from delib.layerwise.gptq import round_compensated
+from delib.layerwise.reconstruct import RIDGE, Moments, moments, reconstruct
 from delib.nn.divergence import Divergence
 from delib.nn.layers import matrix_of, put_matrix, weight_key, weight_layers, weight_of, with_bias
 from delib.nn.sensitivity import sensitivities
 
-ITERATIONS = 75  # of ADMM: on YOLOv3-tiny's layers more no longer lower the error, and the largest takes 1 s for each
-# Called for a sparse layer once it is refitted: its name, its moments, its teacher's matrix [rows, k], how much
-# each of its weights is worth keeping [rows, k], and how many survive.
-Watch = Callable[[str, Moments, Tensor, Tensor, int], None]
-LOOKED = 128  # inputs that outputs are weighed on: with half as many, YOLOv3-tiny's scatter by a quarter to a half
-ENOUGH = 1 << 18  # vectors a layer is fitted to: 57 for each weight of the longest row of YOLOv3-tiny
+LOOKED = 128  # inputs that sensitivities are measured on: with half, YOLOv3-tiny's scatter by a quarter to a half
+
+
+@dataclass(frozen=True)
+class Compression:
+    """The settings of ``compress``; the defaults are YOLOv3-tiny's.
+
+    ``bits`` per survivor of rounded layers. ``batch`` inputs are run at a time. ``ridge`` damps the Gram matrices (see
+    ``reconstruct``). A layer is fitted to ``enough`` vectors: 2**18 are 57 for each weight of YOLOv3-tiny's longest
+    row. ``iterations`` of ADMM: there more than 75 no longer lower the error, and the largest layer takes 1 s for each.
+    """
+
+    bits: int = 4
+    batch: int = 16
+    ridge: float = RIDGE
+    enough: int = 1 << 18
+    iterations: int = 75
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise ValueError(f"bits per survivor must lie in 1..16, got {self.bits}")
+        if min(self.batch, self.enough) < 1 or min(self.ridge, self.iterations) < 0:
+            raise ValueError(f"batch and enough must be at least 1, ridge and iterations at least 0, got {self}")
+
+
+class Problem(NamedTuple):
+    """The sparse least-squares problem of one layer: its ``moments``, its ``matrix`` [rows, k] before, the ``strength``
+    [rows, k] with which ADMM holds on to each weight, how many weights are to survive, and the layer's ``sensitivity``
+    [rows] per input, None where it was not measured."""
+
+    moments: Moments
+    matrix: Tensor
+    strength: Tensor
+    survivors: int
+    sensitivity: Tensor | None
+
+
+Watch = Callable[[str, Problem], None]  # called with each sparse layer's name and problem once it is reconstructed
 
 
 @torch.no_grad()
-def compensated(
+def compress(
     teacher: nn.Module,
     inputs: Tensor,
     targets: Mapping[str, float],
+    settings: Compression = Compression(),
     *,
-    bits: int = 4,
     rounding: Collection[str] = (),
-    batch: int = 16,
-    ridge: float = RIDGE,
-    focus: Callable[[Any], Tensor] | None = None,
+    position_weights: Callable[[Any], Tensor] | None = None,
     divergence: Divergence | None = None,
-    enough: int = ENOUGH,
-    iterations: int = ITERATIONS,
     watch: Watch | None = None,
-    progress: bool = True,
 ) -> tuple[nn.Module, dict[str, LevelTensor]]:
-    """A student with the sparsities of ``targets``, and the levels of the layers named in ``rounding``.
+    """Sparsify and round layers in the network's order: supports by ADMM, values by least squares, then levels.
 
-    In the network's order each layer named in either gets its support by ADMM, its values by least squares and, if it
-    is in ``rounding``, 2**``bits`` levels with one scale an output, each rounding error made up for by the weights
-    still unrounded and by the bias. ``inputs`` [n, ...] are calibration inputs, run ``batch`` at a time. A layer in
-    ``rounding`` without a target keeps the teacher's survivors. ``focus`` says, from the teacher's outputs, how much
-    positions count [n, rows, columns], and ``enough`` how many are (see ``refit.moments`` for both); ``iterations`` are
-    those of ADMM; ``watch`` is told of every sparse layer that is not rounded. With a ``divergence`` ADMM counts an
-    error of each output by how strongly that reacts to it (see ``assess.sensitivities``, measured on ``LOOKED`` of the
-    inputs); by default all outputs of a layer count alike. Raises ValueError on a layer that the network lacks.
+    Parameters
+    ----------
+    teacher : nn.Module
+        Left as it is. May be sparse: a layer without a target keeps its survivors.
+    inputs : Tensor [n, ...]
+        Calibration inputs.
+    targets : mapping of layer name to sparsity
+    rounding : collection of layer names
+        Layers that get 2**bits levels with one scale per output, each rounding error made up for by the weights still
+        unrounded and by the bias.
+    position_weights : callable, optional
+        From the teacher's outputs, how much positions count, [n, rows, columns] (see ``reconstruct.moments``).
+    divergence : Divergence, optional
+        If given, ADMM weights the error of each output by the sensitivity of this divergence to it (see
+        ``nn.sensitivity``); by default all outputs of a layer count alike.
+    watch : callable, optional
+        Called with name and ``Problem`` of every layer that is sparsified but not rounded.
+
+    Returns
+    -------
+    The student, in evaluation mode, and the levels of the layers in ``rounding`` by name.
+
+    Raises
+    ------
+    ValueError
+        On a layer that the network lacks.
     """
     layers = weight_layers(teacher)
     if unknown := sorted({*targets, *rounding} - set(layers)):
@@ -67,58 +113,67 @@ def compensated(
     student = copy.deepcopy(teacher).eval()
     levels: dict[str, LevelTensor] = {}
     names = [name for name in layers if name in targets or name in rounding]
-    maps = None if focus is None else torch.cat([focus(teacher(part)) for part in inputs.split(batch)])
-    rows = _row_weights(teacher, {name: layers[name] for name in names if targets.get(name)}, inputs, divergence)
-    for name in tqdm(names, unit="layer", disable=not progress or in_batch()):
-        sums = moments(student, teacher, name, inputs, batch, focus=maps, enough=enough)
-        matrix = matrix_of(student.get_submodule(name))
-        support, strength = _support(sums, matrix, targets.get(name, 0.0), rows.get(name), ridge, iterations)
-        put_matrix(student.get_submodule(name), refit(sums, support, matrix, ridge))
+    parts = inputs.split(settings.batch)
+    positions = None if position_weights is None else torch.cat([position_weights(teacher(part)) for part in parts])
+    sensitive = _sensitivities(teacher, {n: layers[n] for n in names if targets.get(n)}, inputs, divergence)
+    for name in tqdm(names, unit="layer", disable=in_batch()):
+        layer = student.get_submodule(name)
+        sums = moments(
+            student, teacher, name, inputs, settings.batch, position_weights=positions, enough=settings.enough
+        )
+        support, problem = _solve(sums, matrix_of(layer), targets.get(name, 0.0), sensitive.get(name), settings)
+        put_matrix(layer, reconstruct(sums, support, problem.matrix, settings.ridge))
         if watch is not None and name in targets and name not in rounding:
-            watch(name, sums, matrix, strength, int(support.sum()) - len(matrix) * sums.bias)
+            watch(name, problem)
         if name in rounding:
-            levels[name] = _round(student.get_submodule(name), sums, bits, ridge)
+            levels[name] = _round(layer, sums, settings)
     return student, levels
 
 
-def _row_weights(
+def _sensitivities(
     teacher: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor, divergence: Divergence | None
 ) -> dict[str, Tensor]:
-    """How much each output of each layer counts, [rows] by layer: nothing is said without a divergence."""
+    """The sensitivity of each layer's outputs per input, [rows] by layer: empty without a divergence."""
     if divergence is None or not layers:
         return {}
     parts = inputs[:LOOKED].split(8)  # gradients take much memory
     measured = [sensitivities(teacher, layers, part, divergence, seed) for seed, part in enumerate(parts)]
-    return {name: torch.stack([rows[name] for rows in measured]).mean(0) for name in layers}
+    scaled = [{name: rows * len(part) for name, rows in found.items()} for found, part in zip(measured, parts)]
+    return {name: torch.stack([found[name] for found in scaled]).mean(0) for name in layers}
 
 
-def _support(
-    sums: Moments, matrix: Tensor, sparsity: float, rows: Tensor | None, ridge: float, iterations: int
-) -> tuple[Tensor, Tensor]:
-    """Which weights survive, by ADMM, and how much each is worth keeping: both [rows, k]; a bias always survives."""
+def _solve(
+    sums: Moments, matrix: Tensor, sparsity: float, sensitivity: Tensor | None, settings: Compression
+) -> tuple[Tensor, Problem]:
+    """Which weights survive [rows, k], and the problem that this solves; a bias always survives."""
     size = matrix.numel() - (len(matrix) if sums.bias else 0)
     if sparsity == 0:
-        survivors = matrix != 0
-        survivors[:, matrix.shape[1] - sums.bias :] = True
-        return survivors, matrix.abs()
-    return admm(sums, matrix, size - round(sparsity * size), rows, ridge=ridge, iterations=iterations)
+        support, strength = matrix != 0, matrix.abs()
+        support[:, matrix.shape[1] - sums.bias :] = True
+    else:
+        survivors = size - round(sparsity * size)
+        support, strength = admm(
+            sums, matrix, survivors, sensitivity, ridge=settings.ridge, iterations=settings.iterations
+        )
+    return support, Problem(sums, matrix, strength, int(support.sum()) - len(matrix) * sums.bias, sensitivity)
 
 
-def _round(layer: nn.Module, sums: Moments, bits: int, ridge: float) -> LevelTensor:
+def _round(layer: nn.Module, sums: Moments, settings: Compression) -> LevelTensor:
     """Compensated rounding in place; returns the weight as levels, bit for bit what the layer then holds."""
     weight, matrix = weight_of(layer), matrix_of(layer)
-    placed = quantize_weight(weight.cpu().numpy(), bits, scaled=True)
-    put_matrix(layer, rounded(sums, with_bias(weight != 0, layer), matrix, placed, ridge))
+    placed = quantize_weight(weight.cpu().numpy(), settings.bits, scaled=True)
+    put_matrix(layer, round_compensated(sums, with_bias(weight != 0, layer), matrix, placed, settings.ridge))
     levels = with_levels(weight.cpu().numpy(), placed.codebook, placed.scales)
     weight.copy_(torch.from_numpy(levels.dense()))
     return levels
 
 
-def finished(network: nn.Module, levels: Mapping[str, LevelTensor], bits: int = 4) -> Quantized:
-    """The network quantised with a scale for each output, layers that have ``levels`` already by those; biases halved.
+def finalize(network: nn.Module, levels: Mapping[str, LevelTensor], bits: int = 4) -> Quantized:
+    """The network as it goes into its file: quantised with one scale per output, biases and norms in half precision.
 
-    Biases and norms go into the file as float16; on the networks here that changes no output by more than the weights'
-    rounding does. Running variances and means stay float32: where norms are folded they are constants.
+    Layers that have ``levels`` already keep them. On the networks here float16 biases and norms change no output by
+    more than the weights' rounding does. Running variances and means stay float32: where norms are folded they are
+    constants.
     """
     quantized = quantize(network, bits, scaled=True)
     quantized.update({weight_key(name): tensor for name, tensor in levels.items()})
@@ -138,8 +193,8 @@ def quantize(
     """Give the survivors (non-zero weights) of every weight layer at most 2**bits levels, each layer its own.
 
     ``bits`` may differ by layer (a mapping by layer name). ``method`` is ``"kmeans"``, ``"uniform"`` or any placement.
-    With ``scaled`` each output's weights share a scale of their own (see ``row_scales``) beside the layer's levels.
-    Biases, norms and buffers stay as they are. Raises ValueError on bits outside 1..16 or an unknown method.
+    With ``scaled`` the weights of each output share a scale of their own (see ``row_scales``) beside the layer's
+    levels. Biases, norms and buffers stay as they are. Raises ValueError on bits outside 1..16 or an unknown method.
     """
     names = {weight_key(layer): layer for layer in weight_layers(network)}
     of = bits if isinstance(bits, Mapping) else dict.fromkeys(names.values(), bits)

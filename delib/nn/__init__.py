@@ -1,9 +1,9 @@
-"""Weights and layers of any network, hooks and traces, batch-norm folding, divergences, sensitivities, devices."""
+"""Weights and layers of any network, hooks and traces, batch-norm folding, divergences, sensitivities, solvers."""
 
 from delib.nn.batchnorm import folded, norm_pairs, unfolded
 from delib.nn.device import fastest_device, fastest_precision, multiplying
 from delib.nn.divergence import Divergence, kl, mse, soft_kl
-from delib.nn.hooks import Cut, end, modules_before, replayed, up_to, watched
+from delib.nn.hooks import Cut, calls, end, modules_before, replayed, up_to, watched, watched_calls
 from delib.nn.layers import (
     accuracy,
     bias_of,
@@ -22,7 +22,8 @@ from delib.nn.layers import (
     weight_to_matrix,
     with_bias,
 )
-from delib.nn.sensitivity import importance, sensitivities
+from delib.nn.sensitivity import sensitivities, sensitivity
+from delib.nn.solvers import bisect, conjugate_gradients
 from delib.nn.trace import Call, Trace, forwards_replaced, mapped
 
 __all__ = [
@@ -32,7 +33,10 @@ __all__ = [
     "Trace",
     "accuracy",
     "bias_of",
+    "bisect",
+    "calls",
     "channels_last",
+    "conjugate_gradients",
     "end",
     "fastest_device",
     "fastest_precision",
@@ -40,7 +44,6 @@ __all__ = [
     "folded",
     "forwards_replaced",
     "hold",
-    "importance",
     "kl",
     "mapped",
     "matrix_of",
@@ -53,12 +56,14 @@ __all__ = [
     "put_matrix",
     "replayed",
     "sensitivities",
+    "sensitivity",
     "soft_kl",
     "sparsity",
     "stored",
     "unfolded",
     "up_to",
     "watched",
+    "watched_calls",
     "weight_key",
     "weight_layers",
     "weight_of",

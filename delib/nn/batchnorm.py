@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers before them, and back: a network at rest needs one shift a channel, no more."""
+"""Batch-norm folding and its reverse: in evaluation mode a norm is one scale and one shift per channel."""
 
 from __future__ import annotations
 
@@ -10,30 +10,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from delib.nn.hooks import watched_calls
 from delib.nn.layers import WEIGHT_LAYERS
 
 
 @torch.no_grad()
 def norm_pairs(network: nn.Module, example: Tensor) -> dict[str, str]:
-    """The weight layers whose output goes straight into a batch norm, each with the norm's name (found by a pass)."""
-    made: dict[int, tuple[str, Tensor]] = {}
-    pairs: dict[str, str] = {}
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, WEIGHT_LAYERS):
-            hooks.append(module.register_forward_hook(lambda _, a, y, name=name: made.update({id(y): (name, y)})))
-        elif isinstance(module, _BatchNorm):
-
-            def entered(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-                if id(args[0]) in made:
-                    pairs[made[id(args[0])][0]] = name
-
-            hooks.append(module.register_forward_pre_hook(entered))
-    try:
+    """The weight layers whose output goes straight into a batch norm, each with that norm's name, found by a pass."""
+    names: dict[nn.Module, str] = {
+        m: name for name, m in network.named_modules() if isinstance(m, (*WEIGHT_LAYERS, _BatchNorm))
+    }
+    with watched_calls(names) as calls:  # holds the outputs, so that no other tensor takes their identity
         network(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    made: dict[int, str] = {}
+    pairs: dict[str, str] = {}
+    for module, entered, output in calls:
+        if not isinstance(module, _BatchNorm):
+            made[id(output)] = names[module]
+        elif id(entered) in made:
+            pairs[made[id(entered)]] = names[module]
     return pairs
 
 
@@ -58,8 +53,8 @@ def folded(network: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
 def unfolded(network: nn.Module, like: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
     """A copy of ``like``, norms and all, that computes what the ``folded`` network does.
 
-    A norm keeps the shift alone; its mean is 0, its variance 1 less its epsilon, its scale 1: constants, which cost
-    next to nothing in a file.
+    A norm keeps the shift alone; its mean is 0, its variance 1 less its epsilon, its scale 1: constants, which take
+    almost no bytes in a file.
     """
     state = dict(network.state_dict())
     result = copy.deepcopy(like).eval()

@@ -1,6 +1,8 @@
-"""TODO"""
+"""Where a network runs, and the precision in which it multiplies there."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,12 +22,8 @@ def fastest_precision(device: str | torch.device = "cpu") -> torch.dtype:
     """
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    tell = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch lack it
-    return (
-        torch.bfloat16
-        if {"amx_bf16", "avx512_bf16"} & {unit for unit, there in tell().items() if there}
-        else torch.float32
-    )
+    units: Any = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
+    return torch.bfloat16 if units.get("amx_bf16") or units.get("avx512_bf16") else torch.float32
 
 
 def multiplying(network: nn.Module, precision: torch.dtype) -> torch.autocast:

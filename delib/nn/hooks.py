@@ -1,73 +1,104 @@
-"""TODO"""
+"""Looking into forward passes: what modules receive and return, passes that stop early, modules that are skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from delib.nn.layers import WEIGHT_LAYERS
-from delib.nn.trace import Trace
+from delib.nn.trace import Trace, forwards_replaced
+
+
+class Passed(NamedTuple):
+    """One call of a module: its first positional argument (None if it has none) and what it returned."""
+
+    module: nn.Module
+    input: Any
+    output: Any
+
+
+class _Stop(BaseException):
+    """The pass has gone far enough. Not an ``Exception``, so that no network takes it for an error of its own."""
 
 
 @contextmanager
-def replayed(network: nn.Module, chain: Sequence[str], output: Tensor | None) -> Iterator[None]:
-    """Inside the block the modules of ``chain`` do nothing, and the last of them answers ``output``."""
-    modules = [network.get_submodule(name) for name in chain]
-    for module in modules:
-        module.forward = lambda x: x
-    if modules:
-        modules[-1].forward = lambda _: output
+def _hooked(modules: Iterable[nn.Module], note: Callable[..., None]) -> Iterator[None]:
+    """Inside the block ``note`` sees every call of the modules; the block ends without an error where it stops."""
+    hooks = [module.register_forward_hook(note) for module in modules]
     try:
         yield
+    except _Stop:
+        pass
     finally:
-        for module in modules:
-            del module.forward  # the class's method shows again
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def watched_calls(modules: Iterable[nn.Module], most: float = math.inf) -> Iterator[list[Passed]]:
+    """The calls of ``modules`` by the forward passes made inside the block, in order of their ends.
+
+    The block ends without an error at the ``most``-th call: what the network has left to do is not done. Tensors are
+    not detached: under ``torch.no_grad`` they carry no graph, elsewhere derivatives can be taken with respect to them.
+    """
+    seen: list[Passed] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen.append(Passed(module, args[0] if args else None, output))
+        if len(seen) >= most:
+            raise _Stop
+
+    with _hooked(modules, note):
+        yield seen
+
+
+def calls(network: nn.Module, layer: nn.Module, inputs: Tensor, most: float = math.inf) -> list[tuple[Tensor, Tensor]]:
+    """The (input, output) pairs of ``layer`` while the network runs on ``inputs``, up to its ``most``-th call."""
+    with watched_calls([layer], most) as seen:
+        network(inputs)
+    return [(call.input, call.output) for call in seen]
 
 
 @contextmanager
 def watched(network: nn.Module, names: Sequence[str], stop: bool = False) -> Iterator[dict[str, Tensor]]:
-    """The outputs of the named modules, filled in by the forward passes made inside the block.
+    """The latest outputs of the named modules, filled in by the forward passes made inside the block.
 
-    With ``stop`` a pass ends at the first of them, by raising ``_Stop``.
+    With ``stop`` the block ends, without an error, at the first of them.
     """
     outputs: dict[str, Tensor] = {}
+    modules = {network.get_submodule(name): name for name in names}
 
-    def left(name: str, output: Tensor) -> None:
-        outputs[name] = output
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        outputs[modules[module]] = output
         if stop:
             raise _Stop
 
-    hooks = [
-        network.get_submodule(name).register_forward_hook(lambda _, a, y, name=name: left(name, y)) for name in names
-    ]
-    try:
+    with _hooked(modules, note):
         yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+
+def replayed(network: nn.Module, chain: Sequence[str], output: Any) -> AbstractContextManager[None]:
+    """Inside the block the modules of ``chain`` compute nothing, and the last of them returns ``output``."""
+    modules = [network.get_submodule(name) for name in chain]
+    return forwards_replaced(
+        {module: (lambda _: output) if module is modules[-1] else (lambda x: x) for module in modules}
+    )
 
 
 @torch.no_grad()
 def modules_before(network: nn.Module, layer: str, example: Tensor) -> list[str]:
-    """The leaf modules that ``network(example)`` runs before the named layer, in that order: what ``distil`` may freeze
-    if they form a chain."""
-    ran: list[str] = []
-    leaves = {name: module for name, module in network.named_modules() if not any(module.children())}
-    hooks = [m.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, m in leaves.items()]
-    try:
+    """The leaf modules that ``network(example)`` runs before the named layer, in that order: where they form a chain,
+    ``distill`` may freeze them."""
+    leaves = {module: name for name, module in network.named_modules() if not any(module.children())}
+    with watched_calls(leaves) as seen:
         network(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    ran = [leaves[call.module] for call in seen]
     return ran[: ran.index(layer)]
-
-
-class _Stop(Exception):
-    """A forward pass has gone far enough."""
 
 
 class Cut(nn.Module):
@@ -81,24 +112,11 @@ class Cut(nn.Module):
         self.network, self.end = network, end
 
     def forward(self, inputs: Tensor) -> Any:
-        def stop(_: nn.Module, args: Any, output: Any) -> None:
-            raise _Reached(output)
-
-        hook = self.end.register_forward_hook(stop)
-        try:
+        with watched_calls([self.end], most=1) as seen:
             self.network(inputs)
-        except _Reached as reached:
-            return reached.output
-        finally:
-            hook.remove()
-        raise ValueError("the module to stop at is never called by the network's forward pass")
-
-
-class _Reached(BaseException):
-    """Not an error, so that no network takes it for one."""
-
-    def __init__(self, output: Any) -> None:
-        self.output = output
+        if not seen:
+            raise ValueError("the module to stop at is never called by the network's forward pass")
+        return seen[0].output
 
 
 def end(network: nn.Module, layer: nn.Module, inputs: Tensor, layers: int | None) -> str:

@@ -1,75 +1,74 @@
-"""TODO"""
+"""How strongly a network's divergence reacts to small errors of a layer's outputs: its curvature there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from delib.nn.divergence import Divergence
-from delib.nn.layers import weight_of
+from delib.nn.hooks import Passed, watched_calls
 
 
-def importance(network: nn.Module, layer: nn.Module, inputs: Tensor, divergence: Divergence, seed: int = 0) -> Tensor:
-    """How strongly the divergence from the network itself reacts to a small error of each output of a layer: [rows].
+def sensitivity(network: nn.Module, layer: nn.Module, inputs: Tensor, divergence: Divergence, seed: int = 0) -> Tensor:
+    """The mean over inputs, positions and calls of ∂²divergence/∂z², for each output channel z of a layer: [rows].
 
-    That is the mean, over inputs and positions, of ∂²divergence/∂z² for the layer's outputs z, estimated by
-    Hutchinson's v·(H v) with random signs v (Bekas, Kokiopoulou and Saad 2007). Rows are kept within a thousandth of
-    the most important one: what seems not to matter on the calibration inputs may matter on others. A
-    divergence without curvature at zero makes all rows alike.
+    The divergence, a mean over ``inputs`` [n, ...], is that of the network from itself: times n, the result is the
+    curvature of one input's divergence. It is estimated by Hutchinson's v·(H v) with random signs v (Bekas, Kokiopoulou
+    and Saad 2007), and bounded below at a thousandth of the largest: an output that seems not to matter on the
+    calibration inputs may matter on others. A divergence without curvature at zero makes all rows alike.
+    Raises ValueError if the layer is never called.
     """
-    outputs: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda *call: outputs.append(call[2]))
-    try:
-        with torch.enable_grad():
-            answer = network(inputs.clone().requires_grad_())
-    finally:
-        hook.remove()
-    if not outputs:
+    answer, calls = _forward(network, [layer], inputs)
+    if not calls:
         raise ValueError("the layer is never called by the network's forward pass")
+    chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         goal = network(inputs)
     with torch.enable_grad():
-        slopes = torch.autograd.grad(divergence(answer, goal), outputs, create_graph=True)
-        chance = torch.Generator().manual_seed(seed)
-        signs = [_signs(z, chance) for z in outputs]
-        bends = torch.autograd.grad(slopes, outputs, signs)
-    axis = -1 if isinstance(layer, nn.Linear) else 1
-    rows = torch.stack([(v * b).movedim(axis, 0).flatten(1).mean(1) for v, b in zip(signs, bends, strict=True)]).sum(0)
-    return _bounded(rows)
+        diagonal = _curvature(divergence(answer, goal), [call.output for call in calls], chance)
+    return _bounded(torch.stack([_rows(layer, curvature) for curvature in diagonal]).mean(0))
 
 
 def sensitivities(
     network: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor, divergence: Divergence, seed: int = 0
 ) -> dict[str, Tensor]:
-    """``importance`` of many layers at a fraction of its cost and of its noise, up to a factor of each layer: [rows].
+    """``sensitivity`` of many layers in one backward pass, with less noise: [rows] by layer name.
 
     The curvature H of the divergence is taken at the network's outputs alone, as if it were diagonal there, and sent
     back: the mean of (Jᵀ √H u)² over inputs and positions, u random signs and J the outputs' derivatives by a layer's
     outputs. That is the Gauss-Newton matrix's diagonal (Martens and Grosse 2015, section 2), as a sum of squares.
     ``network`` answers with a tensor or a sequence of tensors. Raises ValueError if a layer is never called.
     """
-    calls: list[tuple[str, Tensor]] = []
-    hooks = [m.register_forward_hook(lambda *call, name=n: calls.append((name, call[2]))) for n, m in layers.items()]
-    try:
-        with torch.enable_grad():
-            answer = network(inputs.clone().requires_grad_())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if lacking := set(layers) - {name for name, _ in calls}:
+    answer, calls = _forward(network, layers.values(), inputs)
+    called = {call.module for call in calls}
+    if lacking := [name for name, layer in layers.items() if layer not in called]:
         raise ValueError(f"the network's forward pass never calls layer {min(lacking)!r}")
     chance = torch.Generator().manual_seed(seed)
     answers = [answer] if isinstance(answer, Tensor) else list(answer)
     roots = [h.sqrt() * _signs(h, chance) for h in _output_curvature(answer, divergence, chance)]
-    sums = {name: torch.zeros(weight_of(layer).shape[0]).to(weight_of(layer)) for name, layer in layers.items()}
-    behind = torch.autograd.grad(answers, [output for _, output in calls], roots)
-    for (name, _), slopes in zip(calls, behind, strict=True):
-        axis = -1 if isinstance(layers[name], nn.Linear) else 1
-        sums[name] += slopes.square().movedim(axis, 0).flatten(1).mean(1)
-    return {name: _bounded(rows) for name, rows in sums.items()}
+    slopes = torch.autograd.grad(answers, [call.output for call in calls], roots)
+    squares = [(call.module, _rows(call.module, slope.square())) for call, slope in zip(calls, slopes, strict=True)]
+    return {
+        name: _bounded(torch.stack([rows for module, rows in squares if module is layer]).mean(0))
+        for name, layer in layers.items()
+    }
+
+
+def _forward(network: nn.Module, layers: Iterable[nn.Module], inputs: Tensor) -> tuple[Any, list[Passed]]:
+    """The network's answer and the calls of the layers, with the graph that derivatives need."""
+    with torch.enable_grad(), watched_calls(layers) as calls:
+        answer = network(inputs.clone().requires_grad_())
+    return answer, calls
+
+
+def _curvature(diverged: Tensor, variables: list[Tensor], chance: torch.Generator) -> list[Tensor]:
+    """An estimate of the diagonal of ∂²diverged/∂variables², in the variables' shapes: v·(H v) with random signs v."""
+    slopes = torch.autograd.grad(diverged, variables, create_graph=True)
+    signs = [_signs(variable, chance) for variable in variables]
+    return [v * hv for v, hv in zip(signs, torch.autograd.grad(slopes, variables, signs), strict=True)]
 
 
 def _output_curvature(answer: Any, divergence: Divergence, chance: torch.Generator) -> list[Tensor]:
@@ -79,17 +78,19 @@ def _output_curvature(answer: Any, divergence: Divergence, chance: torch.Generat
     with torch.enable_grad():
         ours = [tensor.clone().requires_grad_() for tensor in goal]
         diverged = divergence(ours[0], goal[0]) if single else divergence(ours, goal)
-        slopes = torch.autograd.grad(diverged, ours, create_graph=True)
-        signs = [_signs(tensor, chance) for tensor in ours]
-        bends = torch.autograd.grad(slopes, ours, signs)
-    return [(v * b).clamp_min(0) for v, b in zip(signs, bends, strict=True)]
+        return [curvature.clamp_min(0) for curvature in _curvature(diverged, ours, chance)]
 
 
 def _signs(like: Tensor, chance: torch.Generator) -> Tensor:
     return (torch.randint(0, 2, like.shape, generator=chance) * 2 - 1).to(like)
 
 
+def _rows(layer: nn.Module, values: Tensor) -> Tensor:
+    """Values in the shape of a layer's output, their means over inputs and positions: [rows]."""
+    return values.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1).mean(1)
+
+
 def _bounded(rows: Tensor) -> Tensor:
-    """Within a thousandth of the most important one; all alike where none is."""
+    """Bounded below at a thousandth of the largest; all alike where none is above zero."""
     most = rows.max()
     return rows.clamp_min(1e-3 * most) if most > 0 else torch.ones_like(rows)

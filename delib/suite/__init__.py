@@ -1,6 +1,7 @@
 """Running and showing notebooks: parameters, records, the runner, the report and its claims, figures, the explorer."""
 
-from delib.suite.explorer import Explorer, Frame
-from delib.suite.record import Run, git_revision, package_versions
+from delib.suite.explorer import Explorer, Frame, explore
+from delib.suite.record import Run
+from delib.suite.sweep import Sweep
 
-__all__ = ["Explorer", "Frame", "Run", "git_revision", "package_versions"]
+__all__ = ["Explorer", "Frame", "Run", "Sweep", "explore"]

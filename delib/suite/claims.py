@@ -43,6 +43,7 @@ class Claim:
     comparison: str = ""
     threshold: float = 0.0
     measured: float | None = None
+    headline: bool = False  # stands in the README; the report has all
 
     @property
     def verdict(self) -> str:
@@ -100,7 +101,7 @@ def _claim(entry: dict[str, Any], metrics: Mapping[str, float]) -> Claim:
     metric, minus = entry.pop("metric", None), entry.pop("minus", None)
     comparisons = {name: entry.pop(name) for name in COMPARISONS if name in entry}
     claim = f"claim {entry.get('text', '')!r}"
-    if strays := set(entry) - {"text", "source", "on", "unit"}:
+    if strays := set(entry) - {"text", "source", "on", "unit", "headline"}:
         raise ValueError(f"{claim}: unknown key {min(strays)!r}")
     if entry.get("source") not in SOURCES or entry.get("unit", "percent") not in UNITS:
         raise ValueError(f"{claim}: source must be one of {', '.join(SOURCES)}, unit one of {', '.join(UNITS)}")
@@ -127,7 +128,11 @@ def markdown_table(claims: list[Claim]) -> str:
 
 
 def with_table(readme: str, claims: list[Claim]) -> str:
-    """README's text with the table between its markers made anew. Raises ValueError without both markers."""
+    """README's text with the table of headlines (of all claims if none is one) between its markers made anew.
+
+    Raises ValueError without both markers.
+    """
+    claims = [claim for claim in claims if claim.headline] or claims
     begin, end = MARKERS
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if len(pattern.findall(readme)) != 1:

@@ -5,49 +5,42 @@ from __future__ import annotations
 import base64
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 _numbers = itertools.count(1)
-STYLE = """<style>
-.delib-explorer{max-width:60rem;margin:1em 0;padding:0}
-.delib-explorer h4{margin:0 0 .5em;font-size:1em}
-.delib-explorer figure{margin:0}
-.delib-explorer img{display:block;max-width:100%;height:auto;margin:0 auto;background:#fff}
-.delib-explorer figcaption{margin:.6em 0;text-align:center}
-.delib-explorer .bar{display:flex;gap:1em;align-items:center;flex-wrap:wrap}
-.delib-explorer input{flex:1 1 12rem;min-width:8rem;height:2rem;accent-color:#0072b2;cursor:pointer}
-.delib-explorer output{min-width:5em;text-align:right;font-weight:600;font-variant-numeric:tabular-nums}
-</style>"""
-SCRIPT = """<script>(() => {
-const root = document.getElementById("%s"), slider = root.querySelector("input");
-const frames = root.querySelectorAll("figure"), shown = root.querySelector("output");
-const move = () => frames.forEach((frame, i) => {
-  frame.hidden = i !== +slider.value;
-  if (!frame.hidden) {
-    shown.textContent = frame.dataset.label;
-    slider.setAttribute("aria-valuetext", frame.dataset.label);
-  }
-});
-slider.addEventListener("input", move);
-move();
-})()</script>"""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One position of the slider: its label, a PNG, what the PNG shows in words, and a caption below it.
+    """One position of the slider: its label, a picture, what the picture shows in words, and a caption below it.
 
-    ``density`` stored pixels make a shown one: 2 is sharp on high-density screens, as ``figures.png`` makes it.
+    A matplotlib figure becomes a PNG. ``density`` stored pixels make a shown one: 2 is sharp on high-density screens,
+    as ``figures.png`` makes it.
     """
 
     label: str
-    image: bytes
+    image: Any
     alt: str
     caption: str = ""
     density: int = 2
+
+    def __post_init__(self) -> None:
+        if hasattr(self.image, "savefig"):
+            from delib.suite.figures import png
+
+            object.__setattr__(self, "image", png(self.image))
+
+    @property
+    def width(self) -> int:
+        """Its width in a browser's pixels, from the PNG's header."""
+        return int.from_bytes(self.image[16:20], "big") // self.density
+
+    @property
+    def source(self) -> str:
+        """The picture as an address that holds it."""
+        return f"data:image/png;base64,{base64.b64encode(self.image).decode()}"
 
 
 class Explorer:
@@ -71,18 +64,7 @@ class Explorer:
 
     def _repr_html_(self) -> str:
         """Plain HTML: a native range input, every picture inlined, and a few lines of script that belong to it."""
-        name = f"explorer-{next(_numbers)}"
-        figures = "".join(_figure(frame, hidden=i != self.start) for i, frame in enumerate(self.frames))
-        label = escape(self.frames[self.start].label)
-        return (
-            f'{STYLE}<section class="delib-explorer" id="{name}" aria-label="{escape(self.title)}">'
-            f"<h4>{escape(self.title)}</h4>{figures}"
-            f'<div class="bar"><label for="{name}-slider">{escape(self.quantity)}</label>'
-            f'<input type="range" id="{name}-slider" min="0" max="{len(self.frames) - 1}" step="1" '
-            f'value="{self.start}" aria-valuetext="{label}" autocomplete="off">'
-            f'<output for="{name}-slider">{label}</output></div>'
-            f"<noscript><style>#{name} figure{{display:block}}</style></noscript></section>{SCRIPT % name}"
-        )
+        return str(_template().render(name=f"explorer-{next(_numbers)}", **vars(self)))
 
     def widget(self) -> Any:
         """The live version: an ipywidgets slider over the same frames."""
@@ -93,9 +75,11 @@ class Explorer:
             options=options, value=self.start, description=self.quantity, layout={"width": "32rem"}
         )
         # An HTML widget rather than an Image one: only it can carry the alt.
-        picture = ipywidgets.HTML(_figure(self.frames[self.start]))
-        slider.observe(lambda change: picture.set_trait("value", _figure(self.frames[change["new"]])), "value")
-        return ipywidgets.VBox([ipywidgets.HTML(f"<b>{escape(self.title)}</b>"), picture, slider])
+        parts = _template().make_module(vars(self) | {"name": ""})
+        figures = [str(parts.figure(frame, False)) for frame in self.frames]
+        picture = ipywidgets.HTML(figures[self.start])
+        slider.observe(lambda change: picture.set_trait("value", figures[change["new"]]), "value")
+        return ipywidgets.VBox([ipywidgets.HTML(str(parts.heading())), picture, slider])
 
     def show(self) -> None:
         """Display what works here: the widget in a live notebook, the plain HTML in a batch run (DELIB_BATCH=1)."""
@@ -104,11 +88,26 @@ class Explorer:
         display(HTML(self._repr_html_()) if os.environ.get("DELIB_BATCH") == "1" else self.widget())
 
 
-def _figure(frame: Frame, hidden: bool = False) -> str:
-    source = base64.b64encode(frame.image).decode()
-    width = int.from_bytes(frame.image[16:20], "big") // frame.density  # of the PNG's header
-    return (
-        f'<figure data-label="{escape(frame.label)}"{" hidden" if hidden else ""}>'
-        f'<img alt="{escape(frame.alt)}" width="{width}" src="data:image/png;base64,{source}">'
-        f"<figcaption>{escape(frame.caption)}</figcaption></figure>"
-    )
+def explore(
+    title: str,
+    stops: Mapping[str, Any],
+    draw: Callable[[Any], Any],
+    caption: Callable[[Any], str],
+    *,
+    start: int = 0,
+) -> Explorer:
+    """An explorer over ``stops``: anything, such as a student, under the label that the slider shows for it.
+
+    ``draw`` makes the figure, or the PNG, of a stop. ``caption`` says what is seen on it, below it and in its alt.
+    """
+    frames = [
+        Frame(label, draw(stop), f"{title}, {label}: {caption(stop)}", caption(stop)) for label, stop in stops.items()
+    ]
+    return Explorer(frames, title, start=start)
+
+
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("delib.suite"), autoescape=True, trim_blocks=True)
+    return environment.get_template("explorer.html.j2")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import io
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from html import escape
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import PercentFormatter
+
+from delib.suite.explorer import Frame
 
 Array = Any  # whatever numpy turns into an array: lists, arrays, tensors on the CPU
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out, it vanishes on a projector.
@@ -22,13 +25,17 @@ BLACK, BLUE, SKY, GREEN = "#000000", "#0072B2", "#56B4E9", "#009E73"
 ORANGE, VERMILION, PURPLE = "#E69F00", "#D55E00", "#CC79A7"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+# Neighbours differ in all three; each further round of seven shifts markers against colours, so that no two are alike.
+LINES = [
+    {"color": PALETTE[i], "marker": MARKERS[(i + turn) % 7], "linestyle": DASHES[(i + turn) % 7]}
+    for turn, i in itertools.product(range(7), repeat=2)
+]
 CSS_DPI = 96  # a browser's pixels an inch
 SHARPNESS = 2  # pixels stored per browser pixel
 LABELS = 75  # letters that fit side by side below an axis; more are slanted
 STYLE: Any = {  # matplotlib's own type for it lists every key of one version
-    # No two lines differ by colour alone.
-    "axes.prop_cycle": cycler(color=PALETTE) + cycler(marker=MARKERS) + cycler(linestyle=LINES),
+    "axes.prop_cycle": cycler(**{key: [line[key] for line in LINES] for key in LINES[0]}),
     "figure.figsize": (8, 4.5),
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
@@ -71,12 +78,10 @@ def show(figure: Figure | bytes, alt: str) -> None:
 
     if not alt.strip():
         raise ValueError("a figure needs an alt: say in words what it shows")
-    content, density = (figure, 1) if isinstance(figure, bytes) else (png(figure), SHARPNESS)
-    width = int.from_bytes(content[16:20], "big") // density  # of the PNG's header
-    source = base64.b64encode(content).decode()
+    picture = Frame("figure", figure, alt, density=1 if isinstance(figure, bytes) else SHARPNESS)
     html = (
-        f'<img class="delib-figure" alt="{escape(alt)}" width="{width}" '
-        f'style="max-width:100%;height:auto;background:#fff" src="data:image/png;base64,{source}">'
+        f'<img class="delib-figure" alt="{escape(alt)}" width="{picture.width}" '
+        f'style="max-width:100%;height:auto;background:#fff" src="{picture.source}">'
     )
     display({"text/html": html, "text/plain": f"[figure: {alt}]"}, raw=True)
 
@@ -110,8 +115,9 @@ def curves(
     percent: str = "xy",
     level: tuple[str, float] | None = None,
     logarithmic: str = "",
+    points: bool = False,
 ) -> Figure:
-    """Lines by name, each (x values, y values), told apart by colour, marker and dash.
+    """Lines by name, each (x values, y values), no two alike in colour, marker and dash; or clouds of ``points``.
 
     ``percent`` and ``logarithmic`` name the axes ("x", "y", "xy" or "") that are shares shown in percent, or on a
     logarithmic scale. ``level`` (name, value) draws a horizontal line to compare with.
@@ -119,7 +125,9 @@ def curves(
     with house_style():
         figure, axis = plt.subplots()
         for name, (xs, ys) in lines.items():
-            axis.plot(xs, ys, label=name)
+            (line,) = axis.plot(xs, ys, label=name)
+            if points:
+                line.set(linestyle="", markersize=4, alpha=0.5)
         if level is not None:
             axis.axhline(level[1], color="0.35", linewidth=1.5, linestyle=(0, (6, 3)))
             axis.annotate(
@@ -133,6 +141,13 @@ def curves(
                 single.set_major_formatter(PercentFormatter(1.0))
         axis.legend()
     return figure
+
+
+def smoothed(rows: Array, names: Sequence[str], points: int = 60) -> dict[str, tuple[Array, Array]]:
+    """Columns of ``rows`` [steps, names], averaged over a twentieth of all steps, as lines for ``curves``."""
+    table = pd.DataFrame(rows, columns=list(names))
+    table = table.rolling(max(1, len(table) // 20), min_periods=1).mean()[:: max(1, len(table) // points)]
+    return {name: (table.index.to_numpy(), table[name].to_numpy()) for name in names}
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = "", percent: bool = False) -> Figure:
@@ -183,10 +198,12 @@ def classified(images: Array, read: Array, true: Array, *, columns: int = 12, ti
     return figure
 
 
-def scatter(xs: Array, ys: Array, x: str, y: str) -> Figure:
-    """A cloud of points, one a weight, with the vertical axis logarithmic."""
-    with house_style():
-        figure, axis = plt.subplots()
-        axis.plot(xs, ys, linestyle="", marker="o", markersize=4, alpha=0.5, color=BLUE)
-        axis.set(xlabel=x, ylabel=y, yscale="log")
-    return figure
+def curve(
+    evolved: Any, measure: Callable[[Any], float], *, above: float = 0.0, every: int = 1
+) -> tuple[list[float], list[float]]:
+    """Sparsities along an evolution, and what ``measure`` gives for its student at each: a line for ``curves``.
+
+    From the cycle that reaches the sparsity ``above``, every ``every`` cycles.
+    """
+    cycles = range(evolved.cycle_at(above), evolved.cycle + 1, every)
+    return [evolved.sparsities[cycle] for cycle in cycles], [measure(evolved.at_cycle(cycle)) for cycle in cycles]

@@ -1,4 +1,14 @@
-"""The parameters of a notebook: what its one tagged cell defines, and whether what is given for them fits."""
+"""The parameters of a notebook: what its one tagged cell defines, and whether what is given for them fits.
+
+A parameter's comment is ``range: meaning``, for the reader and for the checks: ``bits = 4  # 1..8: per survivor``.
+
+- ``1..8``, ``0..``, ``..5`` are numbers with both ends included; ``0..<1`` and ``0<..1`` exclude an end.
+- ``one of a, b, c`` are names or numbers, ``of these`` those in the default; ``any`` is free. In lists and dicts a
+  range holds for every element.
+- ``a recipe`` names a table ``[<notebook>.<parameter>.<name>]`` of profiles.toml. The recipe that the cell names is the
+  base: it has every field, each with ``# range: meaning`` behind it, also in sub-tables with headings of their own.
+  Other recipes state what differs. ``-p recipe.levels.steps 500`` sets one field. An inline table is one value.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +17,79 @@ import difflib
 import io
 import json
 import math
+import re
 import tokenize
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 PROFILES = ("smoke", "quick", "paper")
 LITERALS = (bool, int, float, str, list, dict, type(None))
 REQUIRED = ("profile", "seed")
+NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+INTERVAL = re.compile(rf"(?P<low>{NUMBER})?(?P<above><)?\.\.(?P<below><)?(?P<high>{NUMBER})?")
+THESE, RECIPE = "of these", "a recipe"
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter's default, which also fixes its type, and the comment that gives its unit and meaning."""
+    """A parameter's default, which also fixes its type, and the comment that gives its range and meaning.
+
+    Of a recipe, the default is the base's content, ``fields`` are the base's by dotted names, and ``recipes`` holds
+    what each recipe states.
+    """
 
     default: Any
     comment: str
+    fields: Mapping[str, Parameter] = field(default_factory=dict)
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def range(self) -> str:
+        """The range that the comment begins with; empty if it gives none."""
+        text = self.comment.partition(":")[0].strip()
+        known = INTERVAL.fullmatch(text) or text.startswith("one of ") or text in ("any", THESE, RECIPE)
+        return text if known and ":" in self.comment else ""
+
+    def check(self, name: str, value: Any) -> Any:
+        """``value`` as the default's type. Raises ValueError, in one line, where type or range are others."""
+        try:
+            fitting = conform(value, self.default)
+        except (ValueError, OverflowError):  # an int may be too large for a float
+            example = f"{_kind(self.default)} such as {self.default!r}"
+            raise ValueError(f"{name} must be {example}, got {value!r}") from None
+        allowed = self.range
+        if allowed == THESE:
+            allowed = f"one of {', '.join(map(str, _leaves(self.default)))}"
+        if not all(_within(leaf, allowed) for leaf in _leaves(fitting)):
+            meaning = self.comment.partition(":")[2].strip()
+            within = "" if allowed.startswith("one of ") else "within "
+            raise ValueError(f"{name} must be {within}{allowed} ({meaning}), got {value!r}")
+        return fitting
+
+
+def _within(value: Any, allowed: str) -> bool:
+    if allowed.startswith("one of "):
+        return value is None or str(value) in re.split(r",\s*", allowed.removeprefix("one of "))
+    interval = INTERVAL.fullmatch(allowed)
+    if interval is None or type(value) not in (int, float):
+        return True
+    low, high = float(interval["low"] or -math.inf), float(interval["high"] or math.inf)
+    return (low < value if interval["above"] else low <= value) and (
+        value < high if interval["below"] else value <= high
+    )
+
+
+def _leaves(value: Any, keys: bool = False) -> Iterator[Any]:
+    """All numbers and texts in a literal, however deep; with ``keys`` those of dicts too."""
+    if isinstance(value, (list, dict)):
+        elements = list(value.values()) if isinstance(value, dict) else value
+        for element in [*value, *elements] if keys and isinstance(value, dict) else elements:
+            yield from _leaves(element, keys)
+    else:
+        yield value
 
 
 def read_cells(notebook: Path) -> list[dict[str, Any]]:
@@ -42,7 +107,8 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
     """The parameters that a notebook takes, in its order.
 
     The one cell tagged ``parameters`` may hold only assignments of literals, each with a comment behind it, among
-    them `profile` and `seed`. Raises ValueError, naming the notebook and the line, where it does not.
+    them `profile` and `seed`. Raises ValueError, naming the notebook and the line, where it does not, and where a
+    default is outside its range.
     """
     tagged = [cell for cell in read_cells(notebook) if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
@@ -57,12 +123,69 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
         line = f"{notebook.name}: `{(ast.get_source_segment(source, statement) or '').splitlines()[0]}`"
         name, value = _assignment(statement, line)
         if not (comment := comments.get(statement.end_lineno or 0, "")):
-            raise ValueError(f"{line} in the parameters cell needs a comment behind it: unit and meaning")
+            raise ValueError(f"{line} in the parameters cell needs a comment behind it: range and meaning")
         parameters[name] = Parameter(value, comment)
+        if parameters[name].range == RECIPE:
+            parameters[name] = _recipe(notebook, name, parameters[name])
+        else:
+            parameters[name].check(_where(notebook, name), value)
     for name in REQUIRED:
         if name not in parameters:
             raise ValueError(f"{notebook.name}: the parameters cell must define `{name}`")
     return parameters
+
+
+def _recipe(notebook: Path, name: str, named: Parameter) -> Parameter:
+    """A parameter that names a recipe, with what profiles.toml holds of it."""
+    text, sections = _profiles(notebook)
+    tables, base = sections.get(name, {}), named.default
+    if not isinstance(tables.get(base), dict):
+        raise ValueError(f"{notebook.stem}: profiles.toml has no recipe [{notebook.stem}.{name}.{base}]")
+    fields = {}
+    for path, comment in _field_comments(text, f"{notebook.stem}.{name}.{base}"):
+        value: Any = tables[base]
+        for key in path.split("."):
+            value = value[key]
+        if not comment:
+            raise ValueError(f"profiles.toml: `{path}` of recipe {base} needs a comment behind it: range and meaning")
+        fields[path] = Parameter(value, comment)
+        fields[path].check(_where(notebook, f"{name}.{path}"), value)
+    return Parameter(tables[base], named.comment, fields, tables)
+
+
+def _field_comments(text: str, section: str) -> Iterator[tuple[str, str]]:
+    """Dotted names, below a heading of a TOML file and its sub-tables', and the comment behind each value."""
+    table, name, found = "", "", {}
+    for line in text.splitlines():
+        if heading := re.match(r"\[([^\]]+)\]", line):
+            table, name = heading[1] + ".", ""
+        elif assigned := re.match(r"([\w.-]+)\s*=", line):
+            name = table + assigned[1]
+            found[name] = ""
+        if name and (comment := re.search(r"\s#\s*(.+)", line)):
+            found[name] = comment[1]
+    return ((name.removeprefix(f"{section}."), said) for name, said in found.items() if name.startswith(f"{section}."))
+
+
+def _flat(table: Mapping[str, Any], fields: Iterable[str], above: str = "") -> dict[str, Any]:
+    """A recipe's values by dotted names; only a sub-table of the base is gone into, another dict is a value."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        path = above + name
+        inner = isinstance(value, dict) and any(known.startswith(f"{path}.") for known in fields)
+        flat |= _flat(value, fields, f"{path}.") if inner else {path: value}
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *tables, name = path.split(".")
+        inner = nested
+        for table in tables:
+            inner = inner.setdefault(table, {})
+        inner[name] = value
+    return nested
 
 
 def _assignment(statement: ast.stmt, line: str) -> tuple[str, Any]:
@@ -82,29 +205,53 @@ def _comments(source: str) -> dict[int, str]:
     return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
 
 
-def check_parameters(notebook: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[str, Any]:
+def check_parameters(
+    notebook: Path, given: Mapping[str, Any], *, text: bool = False, over: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The given values, checked against the notebook's parameters cell and made the right type.
 
     With ``text`` (from a command line) strings are first read as the type of the default: "1e-3" for a float is 0.001,
-    "true" for a bool is True, lists and dicts as Python or JSON literals. An int serves where a float is expected.
-    Raises ValueError, in one line, on an unknown name (naming the nearest right one) or a value of another type.
+    "true" for a bool is True, lists and dicts as Python or JSON literals. An int serves where a float is expected. A
+    recipe is given by its name, by fields (``recipe.steps``, or a dict) or by both, and comes out whole; fields alone
+    are laid over the recipe in ``over``, by default the base. Raises ValueError, in one line, on an unknown name
+    (naming the nearest right one) or a value of another type or outside its range.
     """
     known = read_parameters(notebook)
-    checked = {}
-    for name, value in given.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"it takes {', '.join(known)}"
-            raise ValueError(f"{notebook.stem} has no parameter `{name}`; {hint}")
-        default = known[name].default
-        read = from_text(value, default) if text and isinstance(value, str) else value
-        try:
-            checked[name] = conform(read, default)
-        except (ValueError, OverflowError):  # an int may be too large for a float
-            raise ValueError(
-                f"{notebook.stem}: parameter `{name}` must be {_kind(default)} such as {default!r}, got {read!r}"
-            ) from None
-    return checked
+    every = known | {f"{name}.{path}": p for name, outer in known.items() for path, p in outer.fields.items()}
+    flat: dict[str, Any] = {}
+    for name in sorted(given, key=lambda name: name.count(".")):  # a recipe before its fields
+        default, value, outer = _known(notebook, every, name).default, given[name], name.partition(".")[0]
+        if text and isinstance(value, str):
+            value = from_text(value, default)
+        if not (recipe := known[outer]).fields:
+            flat[name] = value
+            continue
+        if not any(path.startswith(f"{outer}.") for path in flat):
+            flat |= _flat({outer: (over or {}).get(outer, recipe.default)}, every)
+        if name != outer:
+            flat[name] = value
+        elif isinstance(value, dict):
+            flat |= _flat({name: value}, every)
+        elif str(value) in recipe.recipes:
+            flat |= _flat({name: recipe.default}, every) | _flat({name: recipe.recipes[value]}, every)
+        else:
+            raise ValueError(f"{notebook.stem}: {name} has no recipe `{value}`; {_hint(str(value), recipe.recipes)}")
+    return _nested({name: _known(notebook, every, name).check(_where(notebook, name), v) for name, v in flat.items()})
+
+
+def _known(notebook: Path, every: Mapping[str, Parameter], name: str) -> Parameter:
+    if name not in every:
+        raise ValueError(f"{notebook.stem} has no parameter `{name}`; {_hint(name, every)}")
+    return every[name]
+
+
+def _where(notebook: Path, name: str) -> str:
+    return f"{notebook.stem}: parameter `{name}`"
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else f"it takes {', '.join(known)}"
 
 
 def from_text(text: str, default: Any) -> Any:
@@ -143,25 +290,15 @@ def conform(value: Any, default: Any) -> Any:
 
 def named_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """The files and folders there are that texts among the values name, as seen from ``folder``, by these texts."""
-    found = {text: _path(text, folder) for value in values.values() for text in _texts(value)}
-    return {text: path for text, path in found.items() if path is not None}
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a literal, however deep, keys of dicts included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for element in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _texts(element)
-
-
-def _path(text: str, folder: Path) -> Path | None:
-    try:
-        path = folder / Path(text).expanduser()
-        return path if text.strip() and path.exists() else None
-    except (OSError, ValueError, RuntimeError):  # too long for a name, a NUL in it, the home of nobody
-        return None
+    found = {}
+    for text in _leaves(list(values.values()), keys=True):
+        try:
+            path = folder / Path(text).expanduser()
+            if text.strip() and path.exists():
+                found[text] = path
+        except (OSError, ValueError, RuntimeError, TypeError):
+            pass  # no text, too long for a name, a NUL in it, the home of nobody
+    return found
 
 
 def _uniform(values: list[Any]) -> bool:
@@ -181,17 +318,24 @@ def profile_parameters(notebook: Path, profile: str) -> dict[str, Any]:
     """
     if profile not in PROFILES:
         raise ValueError(f"there is no profile `{profile}`; choose one of {', '.join(PROFILES)}")
-    path = notebook.with_name("profiles.toml")
-    try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8")).get(notebook.stem, {}) if path.exists() else {}
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path.name}: {error}") from None
-    if strays := set(sections) - set(PROFILES[::2]):
+    sections = _profiles(notebook)[1]
+    recipes = {name for name, parameter in read_parameters(notebook).items() if parameter.fields}
+    if strays := set(sections) - set(PROFILES[::2]) - recipes:
         raise ValueError(
-            f"{path.name}: section `{notebook.stem}.{min(strays)}` has no use; quick is the parameters cell itself, "
+            f"profiles.toml: section `{notebook.stem}.{min(strays)}` has no use; quick is the parameters cell itself, "
             f"the others are {' and '.join(PROFILES[::2])}"
         )
     try:
         return check_parameters(notebook, {"profile": profile, **sections.get(profile, {})})
     except ValueError as error:
         raise ValueError(f"profile {profile}: {error}") from None
+
+
+def _profiles(notebook: Path) -> tuple[str, dict[str, Any]]:
+    """The text of ``profiles.toml`` beside a notebook, and its tables for that notebook."""
+    path = notebook.with_name("profiles.toml")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    try:
+        return text, tomllib.loads(text).get(notebook.stem, {})
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path.name}: {error}") from None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from delib.files import project_root, write_json
+from delib.suite.parameters import check_parameters, read_parameters
 
 RECORDED_PACKAGES = ("delib", "torch", "torchvision", "numpy", "constriction", "papermill")
 # Folder of reports for notebooks that are played with, outside the runner.
@@ -87,7 +88,9 @@ class Run:
     """One run of one notebook: collects metrics and data checksums, writes them with the circumstances.
 
     Made in the cell after the parameters: ``run = Run("01_mnist", globals())`` keeps every literal defined so far
-    as a parameter, among which ``profile`` and ``seed`` are expected.
+    as a parameter, among which ``profile`` and ``seed`` are expected. Where the notebook's file is found, in the
+    current folder or in ``notebooks/``, the values are checked against the ranges that it gives, and
+    ``run.parameters`` hold the content of recipes in place of their names.
     """
 
     def __init__(self, notebook: str, namespace: Mapping[str, Any], device: str = "cpu") -> None:
@@ -100,6 +103,11 @@ class Run:
         for name in ("profile", "seed"):
             if name not in self.parameters:
                 raise ValueError(f"{notebook}: the parameters cell must define `{name}` before the run is recorded")
+        places = [folder / f"{notebook}.ipynb" for folder in (Path.cwd(), project_root() / "notebooks")]
+        if path := next((path for path in places if path.is_file()), None):
+            known = read_parameters(path)
+            given = {name: value for name, value in self.parameters.items() if name in known}
+            self.parameters |= check_parameters(path, given)
         self.metrics: dict[str, float] = {}
         self.data: dict[str, str] = {}
         self._unfinished: list[Path] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import math
 import os
 import signal
@@ -34,6 +35,8 @@ PROTECTED = (*PROFILES, "reference")
 # Notebooks that run at a time. Each then keeps to one thread on a laptop's cores, of which there are two at least: a
 # third notebook keeps both of them busy until the end.
 JOBS = 3
+# Longest path of a socket on macOS; four bytes more on Linux.
+SOCKET_PATH = 103
 
 
 class RunFailed(RuntimeError):
@@ -67,13 +70,6 @@ def notebooks() -> list[Path]:
     return sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))
 
 
-def sequence() -> list[Path]:
-    """The numbered sequence. Raises ValueError if there is none, which means that this is no checkout."""
-    if not (found := notebooks()):
-        raise ValueError(f"{project_root()} has no notebooks; call delib in its checkout, or name that by DELIB_HOME")
-    return found
-
-
 def run(
     notebook: str | Path,
     profile: str = "quick",
@@ -91,18 +87,19 @@ def run(
     even if nothing changed. Raises ValueError on parameters that do not fit, RunFailed if the notebook stops.
     """
     path = find_notebook(notebook)
-    given = check_parameters(path, parameters or {}, text=text)
+    own_values = profile_parameters(path, profile)
+    given = check_parameters(path, parameters or {}, text=text, over=own_values)
     if "profile" in given:
         raise ValueError("`profile` is not given as a parameter; choose it with --profile")
-    folder = _folder_for(profile, bool(given), into)
-    chosen = {**profile_parameters(path, profile), **given}
+    folder, chosen = _folder_for(profile, bool(given), into), own_values | given
     made_from, own = fingerprint(path, chosen), "" if given else profile
     executed, record, stamp = _files(folder, path.stem)
     if not force and _unspoilt(folder, path.stem) == (made_from, own):
         return Result(executed, record, reused=True)
     stamp.unlink(missing_ok=True)
     before = _modified(record)
-    _execute(path, executed, _changed(path, chosen), folder)
+    defaults = _defaults(path)
+    _execute(path, executed, {name: value for name, value in chosen.items() if value != defaults[name]}, folder)
     if _modified(record) == before:
         raise RunFailed(f"{path.stem} ran but left no record; its last cell must call `run.write()`")
     write_stamp(folder, path.stem, made_from, own)
@@ -129,11 +126,15 @@ def run_all(
 
     ``jobs`` notebooks run at a time, each in a process of its own, for each can run alone, the longest first. ``tell``
     hears the outcome of each as it comes: done, up to date or stopped. If some stop, the others are still finished,
-    and the first stopped one's error is raised.
+    and the first stopped one's error is raised. Raises ValueError where there are no notebooks.
     """
-    paths, threads = sequence(), max(1, (os.cpu_count() or 1) // jobs)
+    paths, threads = notebooks(), max(1, (os.cpu_count() or 1) // jobs)
+    if not paths:
+        raise ValueError(f"{project_root()} has no notebooks; call delib in its checkout, or name that by DELIB_HOME")
     with (
-        tempfile.TemporaryDirectory(prefix="delib-", ignore_cleanup_errors=True) as temporary,
+        tempfile.TemporaryDirectory(
+            prefix="delib-", dir=_room_for(len(2 * "/delib-12345678" + "/kernel-1")), ignore_cleanup_errors=True
+        ) as temporary,
         ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (temporary, threads)) as pool,
     ):
         runs = {pool.submit(run, path, profile, force=force): path.stem for path in _longest_first(paths)}
@@ -171,14 +172,15 @@ def _begin_worker(temporary: str, threads: int) -> None:
 def fingerprint(notebook: Path, chosen: Mapping[str, Any]) -> str:
     """One hash of everything that a result depends on, where ``chosen`` are parameters with other values than default.
 
-    That is: the cells, the values, the files and folders that these name, the modules beside the notebook, delib's
-    sources, and the packages' versions.
+    That is: the cells, the values with the contents of recipes, the files and folders that they name, the modules
+    beside the notebook, delib's sources, and the packages' versions.
     """
     lock = project_root() / "requirements.lock"
-    named = named_paths({**_defaults(notebook), **chosen}, notebook.parent)
+    values = {**_defaults(notebook), **chosen}
+    named = named_paths(values, notebook.parent)
     parts = [
         [[cell["cell_type"], cell["source"]] for cell in read_cells(notebook)],
-        _changed(notebook, chosen),
+        values,
         {text: digest(path) for text, path in named.items()},
         {str(path.relative_to(notebook.parent)): digest(path) for path in _modules_beside(notebook)},
         _sources(),
@@ -192,12 +194,6 @@ def _defaults(notebook: Path) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in read_parameters(notebook).items()}
 
 
-def _changed(notebook: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The chosen values that are not the defaults."""
-    defaults = _defaults(notebook)
-    return {name: value for name, value in chosen.items() if value != defaults[name]}
-
-
 def _sources() -> dict[str, str]:
     """Digests of delib's modules that results are computed with: all but those that run and show notebooks."""
     package = Path(__file__).parents[1]
@@ -209,9 +205,9 @@ def _sources() -> dict[str, str]:
 
 def _modules_beside(notebook: Path) -> list[Path]:
     """What a cell may import from the notebook's folder: modules, and packages with all that is in them."""
-    packages = [path.parent for path in notebook.parent.glob("*/__init__.py")]
-    modules = [*notebook.parent.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
-    return sorted(path for path in modules if not path.name.startswith("."))
+    folder = notebook.parent
+    inner = (path for package in folder.glob("*/__init__.py") for path in package.parent.rglob("*.py"))
+    return sorted(path for path in [*folder.glob("*.py"), *inner] if not path.name.startswith("."))
 
 
 def _files(folder: Path, name: str) -> tuple[Path, Path, Path]:
@@ -279,13 +275,15 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell what an interrupt leaves of nbclient
     executed.parent.mkdir(parents=True, exist_ok=True)
     working = executed.with_name(f".{executed.stem}.{os.getpid()}.ipynb")
     failed = executed.with_name(f"{executed.stem}.failed.ipynb")
     try:
         variables = {"DELIB_BATCH": "1", "DELIB_RUN": str(folder), "TQDM_DISABLE": "1"}
         with (
-            tempfile.TemporaryDirectory(prefix="delib-") as own,  # as kernels run side by side
+            # Of each kernel, as they run side by side; sockets are called `kernel-1` and so on.
+            tempfile.TemporaryDirectory(prefix="delib-", dir=_room_for(len("/delib-12345678/kernel-1"))) as own,
             _environment(**variables, PYDEVD_DISABLE_FILE_VALIDATION="1", JUPYTER_PATH=own),
         ):
             # The Python that runs this, whichever other one is registered as `python3` elsewhere.
@@ -322,17 +320,19 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
 
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables for the kernel that is started meanwhile, put back afterwards."""
-    before = {name: os.environ.get(name) for name in variables}
+    """Environment variables for the kernel that is started meanwhile; the former are put back afterwards."""
+    before = dict(os.environ)
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _room_for(characters: int) -> str | None:
+    """Where a temporary folder with sockets below it is made: as usual, or in /tmp where the path would be too long."""
+    return None if len(os.fsencode(tempfile.gettempdir())) + characters <= SOCKET_PATH else "/tmp"
 
 
 def _modified(path: Path) -> int:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from delib.detection.coco import Labels, sample_photos
+from delib.detection.coco import sample_photos
 from delib.detection.infer import Detections
-from delib.detection.masks import OWN, PROMPTED, grabcut, labelled_masks, with_masks
+from delib.detection.masks import grabcut, with_masks
 from delib.detection.metrics import mask_agreement, mask_iou
 from delib.detection.overlays import GAP, PALETTE, below, describe, overlay, png, side_by_side
 
@@ -108,29 +108,14 @@ def test_agreement_is_of_the_objects_found() -> None:
         mask_agreement([teacher], [found()])
 
 
-def test_masks_say_where_they_come_from() -> None:
+def test_masks_are_the_network_s_own_where_it_has_some() -> None:
     photo = scene(disc())
-    prompted, how = with_masks([photo], [found()])
-    assert how == PROMPTED
-    assert prompted[0].masks is not None
-    own, how = with_masks([photo], [replace(found(), masks=disc()[None])])
-    assert how == OWN
-    assert torch.equal(own[0].masks, disc()[None])
-    none, _ = with_masks([photo], [found()[:0]])
-    assert none[0].masks.shape == (0, 120, 160)
-
-
-def test_outlines_become_masks() -> None:
-    square = np.array([[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]], np.float32)
-    labels = Labels(torch.tensor([[0.25, 0.25, 0.75, 0.75]]), torch.tensor([3]), [square])
-    truth = labelled_masks(labels, (40, 80))
-    assert truth.boxes.tolist() == [[20, 10, 60, 30]]
-    assert truth.classes.tolist() == [3]
-    inside = torch.zeros(1, 40, 80, dtype=torch.bool)
-    inside[0, 10:30, 20:60] = True
-    assert mask_iou(truth.masks, inside) > 0.9
-    with pytest.raises(ValueError, match="no outlines"):
-        labelled_masks(Labels(labels.boxes, labels.classes), (40, 80))
+    prompted = with_masks(photo, found())
+    assert prompted.masks is not None
+    assert torch.equal(prompted.masks, grabcut(photo, BOX))
+    own = with_masks(photo, replace(found(), masks=disc()[None]))
+    assert torch.equal(own.masks, disc()[None])
+    assert with_masks(photo, found()[:0]).masks.shape == (0, 120, 160)
 
 
 def test_overlays_show_box_mask_and_loss() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from delib.detection.coco import Labels
 from delib.detection.infer import Detections, detect, suppress
 from delib.detection.letterbox import ULTRALYTICS, Letterboxing, letterbox
-from delib.detection.metrics import average_precision, compare, match
+from delib.detection.metrics import average_precision, compare, lost_objects, match
+from delib.detection.ultralytics import library
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -87,7 +88,9 @@ def test_letterbox_is_darknet_s_to_the_pixel(height: int, width: int) -> None:
 
 
 def test_letterbox_is_ultralytics_for_its_networks() -> None:
-    augment = pytest.importorskip("ultralytics.data.augment")
+    library()  # imports ultralytics with its habits forbidden
+    from ultralytics.data import augment
+
     for height, width in ((424, 640), (333, 500), (512, 773), (90, 31)):
         small = torch.randint(0, 256, (1, 3, 6, 8), generator=torch.Generator().manual_seed(width)).float()
         photo = torch.nn.functional.interpolate(small, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)[0]
@@ -184,8 +187,8 @@ def test_comparison_agrees_with_plain_loops(seed: int, n: int, m: int) -> None:
     found = [float(student.scores[j]) if j >= 0 else 0.0 for j in expected]
     assert torch.allclose(result.confidences[:, 1], torch.tensor(found))
     claimed, seen = student.above(0.5), teacher.above(0.25)
-    assert result.asserted == len(claimed)
-    assert result.invented == loops(claimed, seen, 0, -1).count(-1)
+    assert result.detections == len(claimed)
+    assert result.false_positives == loops(claimed, seen, 0, -1).count(-1)
 
 
 def test_comparison_by_hand() -> None:
@@ -199,17 +202,19 @@ def test_comparison_by_hand() -> None:
     result = compare([teacher, teacher], [student, teacher])
     assert (result.objects, result.retained(), result.retained(0.5)) == (4, 3, 2)
     assert result.retention() == 0.75
-    assert result.lost() == [(0, 1)]
-    assert result.lost(0.5) == [(0, 0), (0, 1)]
+    assert result.places.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert torch.allclose(result.confidences[:, 1], torch.tensor([0.3, 0, 0.95, 0.9]))
+    assert lost_objects(teacher, student).classes.tolist() == [1]
     # The 0.9 has a class that the teacher does not see there, the 0.6 a place; the 0.7 is seen at 0.4.
-    assert (result.asserted, result.invented) == (5, 2)
-    assert result.spurious == 0.4
+    assert (result.detections, result.false_positives) == (5, 2)
+    assert result.false_positive_rate == 0.4
     assert result.confidence_gap == pytest.approx((0.65 + 0.9) / 4)
     with pytest.raises(ValueError, match="2 photos"):
         compare([teacher, teacher], [student])
     empty = teacher[:0]
     nothing = compare([empty], [empty])
-    assert (nothing.objects, nothing.retention(), nothing.spurious, nothing.confidence_gap) == (0, 1.0, 0.0, 0.0)
+    assert (nothing.objects, nothing.retention()) == (0, 1.0)
+    assert (nothing.false_positive_rate, nothing.confidence_gap) == (0.0, 0.0)
 
 
 def test_one_detection_finds_one_object() -> None:

@@ -1,12 +1,12 @@
-"""The peers against plain restatements of their papers on small layers."""
+"""The baselines against plain restatements of their papers on small layers."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from delib.layerwise.baselines import (
+    BASELINES,
     DAMPING,
-    PEERS,
     alps,
     cheapest_prefixes,
     exact_obs,
@@ -33,11 +33,11 @@ def damped(gram: Tensor) -> Tensor:
     return gram + DAMPING * gram.diagonal().mean() * torch.eye(len(gram)).double()
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5, 0.75])
 def test_sparsity_is_met(name: str, sparsity: float) -> None:
     weight, gram = layer()
-    assert int((PEERS[name](weight, gram, sparsity) == 0).sum()) == round(sparsity * weight.numel())
+    assert int((BASELINES[name](weight, gram, sparsity) == 0).sum()) == round(sparsity * weight.numel())
 
 
 def test_magnitude_and_wanda_zero_their_smallest_scores() -> None:
@@ -112,11 +112,11 @@ def test_cheapest_prefixes_is_the_cheapest_of_all_splits() -> None:
 
 def test_the_better_methods_are_better() -> None:
     """The order of the papers' own tables: compensation beats none, exact OBS and ADMM beat SparseGPT."""
-    totals = dict.fromkeys(PEERS, 0.0)
+    totals = dict.fromkeys(BASELINES, 0.0)
     for seed in range(10):
         weight, gram = layer(rows=6, k=20, seed=seed)
-        for name, peer in PEERS.items():
-            totals[name] += error(weight, peer(weight, gram, 0.6), gram)
+        for name, baseline in BASELINES.items():
+            totals[name] += error(weight, baseline(weight, gram, 0.6), gram)
     assert totals["alps"] < totals["sparsegpt"] < totals["magnitude"]
     assert totals["exact_obs"] < totals["sparsegpt"]
 

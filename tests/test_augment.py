@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from delib.detection.augment import COLOUR, Views, blended, coloured, repeats
+from delib.detection.augment import COLOUR, Views, blended, coloured, oversample
 
 CHANCE = torch.Generator()
 PHOTOS = [torch.full((3, 30, 50), 255, dtype=torch.uint8), torch.zeros(3, 90, 20, dtype=torch.uint8)]
@@ -76,10 +76,12 @@ def test_no_photos_is_said() -> None:
 
 def test_rare_kinds_are_repeated_and_common_ones_are_not() -> None:
     kinds = [[0]] * 60 + [[]] * 37 + [[0, 1], [2, 2], [1, 3]]  # of 100 photos 61 hold kind 0, 2 kind 1, 1 each 2 and 3
-    times = repeats(kinds, common=0.4)
+    pictures = [torch.full((1,), i) for i in range(100)]
+    times = torch.cat(oversample(pictures, kinds, common=0.4)).bincount().tolist()
     assert times[:97] == [1] * 97
     assert times[97:] == [round(math.sqrt(0.4 / 0.02)), round(math.sqrt(0.4 / 0.01)), round(math.sqrt(0.4 / 0.01))]
 
 
 def test_each_photo_is_shown_even_if_nothing_is_on_any() -> None:
-    assert repeats([[], []]) == [1, 1]
+    assert [int(p) for p in oversample([torch.tensor(0), torch.tensor(1)], [[], []])] == [0, 1]
+    assert [int(p) for p in oversample([torch.tensor(0), torch.tensor(1)], [[], []], own=1)] == [0, 0, 1]

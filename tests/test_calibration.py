@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from delib.detection.calibration import recalibrate
+from delib.detection.calibration import calibrate_objectness
 from delib.detection.darknet import Head
 from delib.detection.divergence import detection_divergence
 
@@ -48,7 +48,7 @@ def test_biases_that_were_moved_come_back_and_nothing_else_moves() -> None:
     with torch.no_grad():
         student.coarse.bias[[4, 12]] -= 1.5
         student.fine.bias[4] += 0.7
-    found = recalibrate(student, teacher, HEADS, photos(0), batch=2)
+    found = calibrate_objectness(student, teacher, HEADS, photos(0), batch=2)
     assert [c.shift for c in found] == pytest.approx([1.5, -0.7], abs=1e-5)
     for (name, ours), theirs in zip(student.named_parameters(), teacher.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5), name
@@ -58,7 +58,7 @@ def test_biases_that_were_moved_come_back_and_nothing_else_moves() -> None:
 def test_a_different_student_ends_as_sure_as_the_teacher_on_average(seed: int) -> None:
     teacher, student, x = TwoHeads(0), TwoHeads(seed + 1), photos(seed)
     before = certainty(student, teacher, x)
-    found = recalibrate(student, teacher, HEADS, x)
+    found = calibrate_objectness(student, teacher, HEADS, x)
     assert [(c.student, c.teacher) for c in found] == [pytest.approx(pair, abs=1e-5) for pair in before]
     for ours, theirs in certainty(student, teacher, x):
         assert ours == pytest.approx(theirs, abs=1e-5)
@@ -66,12 +66,12 @@ def test_a_different_student_ends_as_sure_as_the_teacher_on_average(seed: int) -
 
 def test_a_teacher_needs_no_shift_and_a_hopeless_student_gets_a_bounded_one() -> None:
     teacher = TwoHeads(0)
-    same = recalibrate(copy.deepcopy(teacher), teacher, HEADS, photos(1))
+    same = calibrate_objectness(copy.deepcopy(teacher), teacher, HEADS, photos(1))
     assert [c.shift for c in same] == pytest.approx([0, 0], abs=1e-5)
     student = copy.deepcopy(teacher)
     with torch.no_grad():
         student.fine.bias[4] -= 1000
-    found = recalibrate(student, teacher, HEADS, photos(1))
+    found = calibrate_objectness(student, teacher, HEADS, photos(1))
     assert found[1].shift == pytest.approx(8, abs=1e-4)
     outputs, goal = student(photos(1)), teacher(photos(1))
     assert torch.isfinite(detection_divergence(HEADS)(outputs, goal))
@@ -83,4 +83,4 @@ def test_heads_that_are_no_layers_outputs_are_refused() -> None:
             return [2 * raw for raw in super().forward(x)]
 
     with pytest.raises(ValueError, match="every head is the output of a layer with a bias"):
-        recalibrate(Doubled(0), Doubled(0), HEADS, photos(0))
+        calibrate_objectness(Doubled(0), Doubled(0), HEADS, photos(0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from delib.detection.darknet import Head
-from delib.detection.divergence import BOX_WEIGHT, bernoulli_kl, detection_divergence, focus
+from delib.detection.divergence import BOX_WEIGHT, bernoulli_kl, detection_divergence, position_weights
 
 HEADS = [Head(((10.0, 14.0), (23.0, 27.0)), 3), Head(((30.0, 30.0),), 3)]
 
@@ -69,7 +69,7 @@ def test_focus_is_high_around_what_any_head_sees_and_at_the_floor_elsewhere() ->
     coarse, fine = torch.full((1, 16, 4, 4), -80.0), torch.full((1, 8, 8, 8), -80.0)
     coarse[0, 12, 0, 0] = 80  # objectness of the second anchor
     fine[0, 4, 6, 6] = 0
-    maps = focus(HEADS, floor=0.25)([coarse, fine])
+    maps = position_weights(HEADS, floor=0.25)([coarse, fine])
     wanted = torch.full((1, 8, 8), 0.25)
     wanted[0, :4, :4] += 1  # two coarse cells each way are four fine ones
     wanted[0, 5:8, 5:8] += 0.5

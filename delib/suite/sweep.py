@@ -1,0 +1,48 @@
+"""Methods compared under the same settings: one table of what was measured of each."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Sweep:
+    """Every method that is added makes a result in each of ``settings``, which ``judge`` measures.
+
+    Settings are keyword arguments of the methods and, behind the result, of ``judge``, which returns numbers by name.
+    Two of them, ``sparsity`` and ``seed``, are kept with the numbers.
+    """
+
+    def __init__(self, settings: Sequence[Mapping[str, Any]], judge: Callable[..., Mapping[str, float]]) -> None:
+        self.settings, self.judge = settings, judge
+        self.rows: list[dict[str, Any]] = []
+        self._results: dict[tuple[str, float, int], Any] = {}
+
+    def add(self, method: str, make: Callable[..., Any], after: str = "") -> None:
+        """Make and judge the results of ``method``, and measure the seconds of the making.
+
+        With ``after``, the name of a method added before, ``make`` also gets ``student``, a copy of that one's result.
+        """
+        for given in self.settings:
+            place = (given["sparsity"], given["seed"])
+            more = {"student": copy.deepcopy(self._results[after, *place])} if after else {}
+            start = time.perf_counter()
+            result = make(**given, **more)
+            seconds = time.perf_counter() - start
+            key = dict(zip(("method", "sparsity", "seed"), (method, *place), strict=True))
+            self.rows.append({**key, **self.judge(result, **given), "seconds": seconds})
+            self._results[method, *place] = result
+
+    def table(self, *methods: str) -> pd.DataFrame:
+        """Mean and standard deviation over seeds of every number, by sparsity and method; of all methods if none."""
+        import pandas as pd  # not with delib.suite: the command line needs to be quick
+
+        rows = pd.DataFrame([row for row in self.rows if not methods or row["method"] in methods])
+        measured = [name for name in rows if name not in ("method", "sparsity", "seed", "seconds")]
+        spread = {name: ["mean", "std"] for name in measured} | {"seconds": ["mean"]}
+        return rows.groupby(["sparsity", "method"]).agg(spread)

@@ -1,0 +1,100 @@
+"""A network shrunk by least squares alone; compensated rounding beats rounding to the nearest level."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from delib.coding.container import decode, encode
+from delib.coding.quantize import quantize_weight
+from delib.coding.quantized import Quantized
+from delib.layerwise.compress import Compression, compress, finalize
+from delib.layerwise.gptq import round_compensated
+from delib.layerwise.reconstruct import moments
+from delib.nn.divergence import mse
+from delib.nn.layers import matrix_of, sparsity, weight_layers, weight_of, with_bias
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Flatten())
+    net.append(nn.Linear(12 * 16, 5))
+    for layer in weight_layers(net).values():
+        weight_of(layer).mul_(torch.rand_like(weight_of(layer)) < 0.7)
+    return net.eval()
+
+
+INPUTS = torch.randn(300, 3, 8, 8, generator=torch.Generator().manual_seed(1)).cumsum(-1)
+
+
+@pytest.mark.parametrize("name", ["0", "2", "5"])
+def test_compensated_rounding_uses_the_levels_and_beats_the_nearest(net: nn.Sequential, name: str) -> None:
+    layer = net.get_submodule(name)
+    levels = quantize_weight(weight_of(layer).numpy(), 3, scaled=True)
+    sums = moments(net, net, name, INPUTS)
+    support, matrix = with_bias(weight_of(layer) != 0, layer), matrix_of(layer)
+    result = round_compensated(sums, support, matrix, levels)
+    nearest = matrix.clone()
+    nearest[:, : weight_of(layer)[0].numel()] = torch.from_numpy(levels.dense()).flatten(1)
+    assert sums.error(result).sum() < 0.9 * sums.error(nearest).sum()
+    scale = torch.from_numpy(levels.scales).float()[:, None]
+    grid = torch.cat([torch.zeros(1), torch.from_numpy(levels.codebook)])
+    weights = result[:, : weight_of(layer)[0].numel()]
+    assert ((weights / scale)[..., None] - grid).abs().min(-1).values.max() < 1e-5
+    assert not result[~support].any()
+
+
+def test_a_network_shrinks_by_least_squares_alone_and_its_file_holds_it(net: nn.Sequential) -> None:
+    net[2].weight.data.normal_()
+    targets = {"2": 0.6, "5": 0.5}
+    student, levels = compress(net, INPUTS, targets, rounding=["0", "2"])
+    for name, target in targets.items():
+        assert sparsity(student, {name: student.get_submodule(name)}) == pytest.approx(target, abs=1e-3)
+    cut = copy.deepcopy(net)
+    for name in targets:
+        mask = weight_of(student.get_submodule(name)) != 0
+        weight_of(cut.get_submodule(name)).mul_(mask)
+    with torch.no_grad():
+        wanted = net(INPUTS)
+        error, cut_error = ((n(INPUTS) - wanted).square().mean() for n in (student, cut))
+    assert error < 0.3 * cut_error
+    quantized = finalize(student, levels, 4)
+    held = Quantized(decode(encode(quantized))).network(net)
+    assert quantized.bits == 4
+    assert torch.equal(held[2].weight, student[2].weight)
+    assert torch.equal(held[2].bias, student[2].bias.half().float())
+
+
+def test_an_unknown_layer_is_named(net: nn.Sequential) -> None:
+    with pytest.raises(ValueError, match="'conv9'"):
+        compress(net, INPUTS, {"conv9": 0.5})
+
+
+def test_sensitive_outputs_keep_more_weights(net: nn.Sequential) -> None:
+    """With a divergence that sees one output of the last layer alone, that output's row keeps the most survivors."""
+    student, _ = compress(net, INPUTS, {"5": 0.6}, divergence=lambda s, t: mse(s[:, 2], t[:, 2]))
+    alive = (weight_of(student.get_submodule("5")) != 0).sum(1)
+    assert int(alive.argmax()) == 2
+
+
+def test_zeroes_without_a_target_stay(net: nn.Sequential) -> None:
+    """A sparse network that is only rounded keeps its survivors."""
+    student, levels = compress(net, INPUTS, {}, Compression(bits=3), rounding=["2"])
+    assert torch.equal(weight_of(student[2]) != 0, weight_of(net[2]) != 0)
+    assert list(levels) == ["2"]
+    assert len(levels["2"].codebook) <= 8
+    assert all(
+        torch.equal(weight_of(m), weight_of(student.get_submodule(n)))
+        for n, m in weight_layers(net).items()
+        if n != "2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"bits": 17}, "1..16"), ({"batch": 0}, "batch"), ({"ridge": -1.0}, "ridge")]
+)
+def test_wrong_settings_are_named(settings: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Compression(**settings)

@@ -1,0 +1,89 @@
+"""Entries of layers against what they do to the divergence, and allocations that keep the total and lower it."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from delib.evolution.allocate import Search, greedy_allocation, search_allocation
+from delib.evolution.criteria import obs
+from delib.evolution.database import LEVELS, SparsityDatabase, total
+from delib.layerwise.compress import compress
+from delib.nn.divergence import mse
+from delib.nn.layers import matrix_of, put_matrix, sparsity, weight_layers, weight_of
+
+INPUTS = torch.randn(200, 3, 6, 6, generator=torch.Generator().manual_seed(1)).cumsum(-1)
+FACTORS = (1.5, 1.0, 0.5)
+
+
+@pytest.fixture
+def teacher() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 12, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 4)
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.fixture
+def watched(teacher: nn.Sequential) -> tuple[nn.Module, SparsityDatabase]:
+    database = SparsityDatabase()
+    targets = {"0": 0.5, "2": 0.5, "5": 0.5}
+    student, _ = compress(teacher, INPUTS, targets, divergence=mse, watch=database.watch(FACTORS))
+    return student, database
+
+
+def squares(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """The squared error per input: of constant curvature, so that second order is all there is behind a layer."""
+    return (student - teacher).square().sum(1).mean()
+
+
+def test_costs_are_the_divergence_to_second_order(teacher: nn.Sequential) -> None:
+    """Of small errors, at layers with and without positions alike: measured, not assumed."""
+    database = SparsityDatabase.build(teacher, ["0", "2", "5"], INPUTS, obs, squares)
+    for name in database:
+        student = copy.deepcopy(teacher)
+        for level in (1, 2):
+            entry, matrix = database[name][level], matrix_of(teacher.get_submodule(name))
+            put_matrix(student.get_submodule(name), entry.matrix())
+            with torch.no_grad():
+                measured = float(squares(student(INPUTS), teacher(INPUTS)))
+            assert entry.cost == pytest.approx(measured, rel=0.6), (name, level, matrix.shape)
+
+
+def test_entries_cost_more_the_sparser_they_are(teacher: nn.Sequential) -> None:
+    (entries,) = SparsityDatabase.build(teacher, ["2"], INPUTS, obs, mse).values()
+    assert [entry.zeros for entry in entries] == [round(level * 864) for level in LEVELS]
+    assert entries[0].cost == 0
+    assert entries[-1].cost > entries[6].cost > entries[2].cost
+    assert torch.equal(entries[5].matrix() != 0, entries[5].support)
+    assert torch.equal(entries[0].matrix(), matrix_of(teacher[2]))
+
+
+def test_every_layer_that_is_compressed_is_entered_around_its_sparsity(watched) -> None:
+    student, database = watched
+    assert list(database) == ["0", "2", "5"]
+    for name, entries in database.items():
+        weight = weight_of(student.get_submodule(name))
+        assert [weight.numel() - entry.zeros for entry in entries] == [round(f * weight.numel() / 2) for f in FACTORS]
+        assert [e.cost for e in entries] == sorted(e.cost for e in entries), "sparser, so further off"
+        assert all((b.support <= a.support).all() for a, b in pairwise(entries)), "nested"
+        assert torch.allclose(entries[1].matrix(), matrix_of(student.get_submodule(name)), atol=1e-5)
+
+
+def test_a_search_keeps_the_total_and_does_not_raise_the_divergence(teacher: nn.Sequential, watched) -> None:
+    student, database = watched
+    budget = sum(entries[1].zeros for entries in database.values())
+    search = Search(generations=6, batch=100)
+    parents = search_allocation(student, teacher, database, budget, INPUTS, search=search, divergence=mse)
+    final, gaps = copy.deepcopy(student.state_dict()), []
+    for parent in parents:
+        database.put(student, parent)
+        assert total(database.zeros(), parent) >= budget
+        with torch.no_grad():
+            gaps.append(float(mse(student(INPUTS), teacher(INPUTS))))
+    assert len(parents) == 7
+    assert parents[0] == greedy_allocation(database.zeros(), database.costs(), budget)
+    assert gaps[-1] <= gaps[0]
+    assert sparsity(student, weight_layers(student)) >= 0.5
+    assert all(torch.equal(value, final[name]) for name, value in student.state_dict().items()), "left with the winner"

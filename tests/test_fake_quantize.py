@@ -1,0 +1,82 @@
+"""Fake quantisation equals quantisation, in any order of memory; levels stay where they were placed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from delib.coding.quantize import quantize_weight
+from delib.distillation import FakeQuantization
+from delib.layerwise.compress import Compression, compress, quantize
+from delib.nn.layers import weight_layers, weight_of
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Flatten())
+    net.append(nn.Linear(12 * 16, 5))
+    for layer in weight_layers(net).values():
+        weight_of(layer).mul_(torch.rand_like(weight_of(layer)) < 0.7)
+    return net.eval()
+
+
+INPUTS = torch.randn(300, 3, 8, 8, generator=torch.Generator().manual_seed(1)).cumsum(-1)
+
+
+def test_inside_the_block_the_network_is_the_quantised_one_and_afterwards_itself(net: nn.Sequential) -> None:
+    before = copy.deepcopy(net.state_dict())
+    wanted = quantize(net, 3, scaled=True).network(net).state_dict()
+    with FakeQuantization(3).applied(net):
+        assert all(torch.equal(wanted[name], tensor) for name, tensor in net.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_memory_may_be_laid_out_anew_between_passes(net: nn.Sequential) -> None:
+    fake = FakeQuantization(3)
+    with fake.applied(net):
+        wanted = copy.deepcopy(net.state_dict())
+    net.to(memory_format=torch.channels_last)
+    with fake.applied(net):
+        assert all(torch.equal(wanted[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_fixed_layers_stay_and_levels_are_kept(net: nn.Sequential) -> None:
+    fake = FakeQuantization(3, fixed=["2"])
+    before = net[2].weight.detach().clone()
+    seen = []
+    for _ in range(3):
+        with fake.applied(net):
+            assert torch.equal(net[2].weight, before)
+            passed = net[0].weight.detach().clone()
+        seen.append(fake.tensors(net)["0"].codebook)
+        stored = fake.tensors(net)
+        assert "2" not in stored
+        assert (stored["0"].dense() == passed.numpy()).all()
+        weight_of(net[0]).mul_(torch.rand(len(net[0].weight)).view(-1, *[1] * (net[0].weight.dim() - 1)) + 0.5)
+    assert seen[0] is seen[1] is seen[2]
+
+
+def test_row_scales_help_where_outputs_differ_in_size() -> None:
+    torch.manual_seed(0)
+    weight = (torch.randn(20, 100) * torch.logspace(-3, 1, 20)[:, None]).numpy()
+    errors = []
+    for scaled in (True, False):
+        difference = torch.from_numpy(quantize_weight(weight, 4, scaled=scaled).dense() - weight).square().sum(1)
+        errors.append(difference / torch.from_numpy(weight).square().sum(1))
+    assert errors[0].max() < 0.03
+    assert errors[1].max() > 0.5
+
+
+@torch.no_grad()
+def test_a_sparse_network_rounded_with_compensation_is_where_training_begins(net: nn.Sequential) -> None:
+    rounded_net, levels = compress(net, INPUTS, {}, Compression(bits=3), rounding=["0", "2", "5"])
+    for name, layer in weight_layers(net).items():
+        assert torch.equal(weight_of(layer) != 0, weight_of(rounded_net.get_submodule(name)) != 0)
+    begun, before = FakeQuantization(3, levels=levels), copy.deepcopy(rounded_net.state_dict())
+    with begun.applied(rounded_net):
+        assert all(torch.equal(before[name], tensor) for name, tensor in rounded_net.state_dict().items())
+    with FakeQuantization(3).applied(net):
+        nearest = net(INPUTS)
+    assert (rounded_net(INPUTS) - net(INPUTS)).square().mean() < 0.7 * (nearest - net(INPUTS)).square().mean()

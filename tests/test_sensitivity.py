@@ -1,0 +1,77 @@
+"""Sensitivities against full Hessians and Jacobians."""
+
+import pytest
+import torch
+from torch import nn
+
+from delib.nn.divergence import kl, mse, soft_kl
+from delib.nn.sensitivity import sensitivities, sensitivity
+
+
+def tiny(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+
+
+INPUTS = torch.randn(200, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_sensitivity_is_the_diagonal_of_the_hessian() -> None:
+    network = tiny()
+    middle = network[:3](INPUTS).detach()
+    goal = network(INPUTS).detach()
+    tail = network[3:]
+    expected = torch.zeros(5)
+    for z, t in zip(middle, goal, strict=True):
+        full = torch.autograd.functional.hessian(lambda z, t=t: soft_kl(tail(z)[None], t[None]), z)
+        expected += full.diagonal() / len(middle) ** 2  # the mean over inputs of the divergence, which is itself a mean
+    got = torch.stack([sensitivity(network, network[2], INPUTS, soft_kl, seed) for seed in range(20)]).mean(0)
+    assert torch.allclose(got, expected.clamp_min(1e-3 * expected.max()), rtol=0.15, atol=0.02 * float(expected.max()))
+
+
+def test_a_divergence_without_curvature_makes_all_rows_alike() -> None:
+    network = tiny()
+    assert (sensitivity(network, network[2], INPUTS, lambda s, t: (s - t).abs().max()) == 1).all()
+    with pytest.raises(ValueError, match="never called"):
+        sensitivity(network, nn.Linear(2, 2), INPUTS, kl)
+
+
+def test_sensitivities_are_the_squared_jacobian() -> None:
+    """By mean squared error, whose curvature is the same for each output; all layers in one pass."""
+    network = tiny()
+    layers = {name: network[int(name)] for name in "02"}
+    got = [sensitivities(network, layers, INPUTS, mse, seed) for seed in range(40)]
+    for name in layers:
+        tail = network[int(name) + 1 :]
+        middle = network[: int(name) + 1](INPUTS).detach()
+        slopes = torch.stack([torch.autograd.functional.jacobian(tail, z) for z in middle])  # [n, outputs, rows]
+        expected = slopes.square().sum(1).mean(0)
+        mean = torch.stack([rows[name] for rows in got]).mean(0)
+        assert torch.allclose(mean / mean.sum(), expected / expected.sum(), rtol=0.1, atol=0.003)
+
+
+def test_sensitivities_of_a_convolution_used_twice_and_of_several_answers() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            first = self.conv(x)
+            return [first, self.conv(first.tanh())]
+
+    torch.manual_seed(0)
+    network, inputs = Twice().eval(), torch.randn(3, 2, 4, 4)
+    divergence = lambda ours, theirs: sum(w * mse(a, b) for w, a, b in zip((1.0, 3.0), ours, theirs, strict=True))  # noqa: E731
+    got = torch.stack(
+        [sensitivities(network, {"conv": network.conv}, inputs, divergence, s)["conv"] for s in range(60)]
+    )
+    expected = torch.zeros(2)
+    for x in inputs:
+        first = network.conv(x[None]).detach()
+        tail = torch.autograd.functional.jacobian(lambda z: network.conv(z.tanh()), first).view(32, 2, 16)
+        expected += 3 * tail.square().sum((0, 2)) + 16 + 3 * 16  # behind the first call, itself, and the second one
+    mean = got.mean(0)
+    assert torch.allclose(mean / mean.sum(), expected / expected.sum(), rtol=0.1)
+    with pytest.raises(ValueError, match="never calls layer 'other'"):
+        sensitivities(network, {"other": nn.Linear(2, 2)}, inputs, divergence)
