@@ -31,19 +31,16 @@ def save(path: Path, size: tuple[int, int] = (6, 4), **options: object) -> Path:
 def test_labels_stand_beside_the_images(tmp_path) -> None:
     for name in ("b", "a", "c"):
         save(tmp_path / "images" / "val" / f"{name}.png")
-    for kind, line in (("labels", "16 0.5 0.5 0.2 0.4"), ("labels-seg", "16 0.1 0.2 0.5 0.2 0.5 0.8")):
-        (tmp_path / kind / "val").mkdir(parents=True)
-        (tmp_path / kind / "val" / "a.txt").write_text(line + "\n\n")
+    (tmp_path / "labels" / "val").mkdir(parents=True)
+    lines = ["16 0.5 0.5 0.2 0.4", "", "0 0.1 0.2 0.5 0.2 0.5 0.8"]  # a box, and an outline
+    (tmp_path / "labels" / "val" / "a.txt").write_text("\n".join(lines))
     a, b, _ = photos(tmp_path / "images")
     assert a.path.name == "a.png"
-    assert a.boxes is not None
-    assert a.outlines is not None
-    torch.testing.assert_close(a.boxes.boxes, torch.tensor([[0.4, 0.3, 0.6, 0.7]]))
-    torch.testing.assert_close(a.outlines.boxes, torch.tensor([[0.1, 0.2, 0.5, 0.8]]))
-    assert CLASSES[int(a.boxes.classes)] == "dog"
-    assert a.outlines.polygons[0].shape == (3, 2)
-    assert b.boxes is not None
-    assert len(b.boxes) == 0
+    assert a.labels is not None
+    torch.testing.assert_close(a.labels.boxes, torch.tensor([[0.4, 0.3, 0.6, 0.7], [0.1, 0.2, 0.5, 0.8]]))
+    assert [CLASSES[cls] for cls in a.labels.classes.tolist()] == ["dog", "person"]
+    assert b.labels is not None
+    assert len(b.labels) == 0
     assert len(photos(tmp_path, limit=2)) == 2
 
 
@@ -51,8 +48,7 @@ def test_a_folder_without_labels_is_as_good(tmp_path) -> None:
     save(tmp_path / "x.jpg")
     (tmp_path / "notes.txt").write_text("hello")
     (only,) = photos(tmp_path)
-    assert only.boxes is None
-    assert only.outlines is None
+    assert only.labels is None
     assert only.read().shape == (3, 4, 6)
     assert only.read().dtype == torch.uint8
 
@@ -71,7 +67,7 @@ def test_photos_are_read_upright_in_three_colours(tmp_path) -> None:
 @pytest.mark.parametrize(
     "line",
     ["0 0.5 0.5 0.2", "a 0.5 0.5 0.2 0.2", "-1 0.5 0.5 0.2 0.2", "0 nan 0.5 0.2 0.2", "0 0.5 0.5 20 0.2",
-     "0 0.1 0.1 0.2 0.2 0.3", "0 0.1 0.1 0.2 0.2 0.3 0.3\n0 0.5 0.5 0.1 0.1"],
+     "0 0.1 0.1 0.2 0.2 0.3"],
 )  # fmt: skip
 def test_bad_labels_are_named(tmp_path, line: str) -> None:
     path = tmp_path / "x.txt"

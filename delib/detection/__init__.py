@@ -2,18 +2,17 @@
 
 from delib.detection import overlays
 from delib.detection.augment import Views, oversample
-from delib.detection.calibration import Calibration, calibrate_objectness
+from delib.detection.calibration import calibrate_objectness
 from delib.detection.coco import CLASSES, Photo, photo_sets, photos, sample_photos
-from delib.detection.darknet import Darknet, yolov3, yolov3_tiny
-from delib.detection.darknet_weights import random_weights, read_weights, tensors, value_count, write_weights
+from delib.detection.darknet import Darknet
 from delib.detection.divergence import BACKGROUND, detection_divergence, position_weights
 from delib.detection.infer import CONFIDENT, LEAST, LIKELY, SHOWN, Detections, Detector, detect
-from delib.detection.letterbox import Letterboxing, letterbox, prepare
-from delib.detection.masks import grabcut, with_masks
-from delib.detection.metrics import Comparison, average_precision, compare, match, score_table, scores
+from delib.detection.letterbox import prepare
+from delib.detection.masks import with_masks
+from delib.detection.metrics import compare, match, score_table, scores
 from delib.detection.study import Study, Validation, calibration_inputs, classes_present
 from delib.detection.synthetic import synthesize
-from delib.detection.ultralytics import Ultra, load_ultra
+from delib.detection.ultralytics import load_ultra
 from delib.detection.zoo import checksums, export_darknet, load_darknet, load_yolo, shipped
 
 __all__ = [
@@ -23,18 +22,13 @@ __all__ = [
     "LEAST",
     "LIKELY",
     "SHOWN",
-    "Calibration",
-    "Comparison",
     "Darknet",
     "Detections",
     "Detector",
-    "Letterboxing",
     "Photo",
     "Study",
-    "Ultra",
     "Validation",
     "Views",
-    "average_precision",
     "calibrate_objectness",
     "calibration_inputs",
     "checksums",
@@ -43,8 +37,6 @@ __all__ = [
     "detect",
     "detection_divergence",
     "export_darknet",
-    "grabcut",
-    "letterbox",
     "load_darknet",
     "load_ultra",
     "load_yolo",
@@ -55,17 +47,10 @@ __all__ = [
     "photos",
     "position_weights",
     "prepare",
-    "random_weights",
-    "read_weights",
     "sample_photos",
     "score_table",
     "scores",
     "shipped",
     "synthesize",
-    "tensors",
-    "value_count",
     "with_masks",
-    "write_weights",
-    "yolov3",
-    "yolov3_tiny",
 ]

@@ -41,11 +41,10 @@ def calibrate_objectness(
     objectness: Platt's scaling (1999) with the slope kept. Within a head the order of detections stays as it was. Take
     inputs that neither network was trained on. Raises ValueError where a head is not the output of a layer with bias.
     """
-    biases = _head_biases(student, inputs[:1])
-    pairs = [_objectness(student, teacher, heads, part) for part in inputs.split(batch)]
-    found = []
-    for i, (head, bias) in enumerate(zip(heads, biases, strict=True)):
-        ours, theirs = (torch.cat([pair[side][i] for pair in pairs]).double() for side in (0, 1))
+    biases, parts, found = _head_biases(student, inputs[:1]), inputs.split(batch), []
+    logits = zip(_objectness(student, heads, parts), _objectness(teacher, heads, parts), strict=True)
+    for head, bias, (ours, told) in zip(heads, biases, logits, strict=True):
+        theirs = told.sigmoid()
         shift, weights = _shift(ours, theirs), theirs / theirs.sum()
         bias[4 :: 5 + head.classes] += shift
         found.append(Calibration(float((weights * theirs).sum()), float((weights * ours.sigmoid()).sum()), shift))
@@ -64,16 +63,11 @@ def _head_biases(network: nn.Module, example: Tensor) -> list[Tensor]:
     return known
 
 
-def _objectness(
-    student: nn.Module, teacher: nn.Module, heads: Sequence[Head], inputs: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The student's logits and the teacher's probabilities of objectness, each flat, by head."""
-    ours, theirs = student(inputs), teacher(inputs)
-    strides = [5 + head.classes for head in heads]
-    return (
-        [raw[:, 4::stride].flatten() for raw, stride in zip(ours, strides, strict=True)],
-        [raw[:, 4::stride].flatten().sigmoid() for raw, stride in zip(theirs, strides, strict=True)],
-    )
+def _objectness(network: nn.Module, heads: Sequence[Head], parts: Sequence[Tensor]) -> list[Tensor]:
+    """The network's logits of objectness on all inputs, flat, by head."""
+    outputs = [network(part) for part in parts]
+    logits = [[raw[:, 4 :: 5 + head.classes].flatten() for raw, head in zip(o, heads, strict=True)] for o in outputs]
+    return [torch.cat(own).double() for own in zip(*logits, strict=True)]
 
 
 def _shift(logits: Tensor, wanted: Tensor) -> float:

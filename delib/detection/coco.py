@@ -7,7 +7,7 @@ import importlib.util
 import io
 import zipfile
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -73,13 +73,11 @@ FETCH_SAMPLES = f"delib fetch {SAMPLE_FILES.name}"
 class Labels:
     """The objects on one photo: ``boxes`` [n, 4] as left, top, right, bottom and ``classes`` [n].
 
-    Coordinates are shares of the photo's width and height. ``polygons`` holds each object's outline [points, 2],
-    and is empty where only boxes are known.
+    Coordinates are shares of the photo's width and height.
     """
 
     boxes: Tensor
     classes: Tensor
-    polygons: list[np.ndarray] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -87,11 +85,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Photo:
-    """An image file, the boxes labelled on it and the outlines labelled on it; None where nothing was labelled."""
+    """An image file and the objects labelled on it; None where nobody labelled it."""
 
     path: Path
-    boxes: Labels | None = None
-    outlines: Labels | None = None
+    labels: Labels | None = None
 
     def read(self) -> Tensor:
         """The pixels, uint8 RGB [3, height, width], upright; 16-bit grey is scaled to 8 bits.
@@ -127,9 +124,8 @@ class Photo:
 def photos(folder: str | Path, limit: int | None = None) -> list[Photo]:
     """The images in ``folder`` and below, by name, at most ``limit``, with their labels.
 
-    Labels are looked for where YOLO keeps them: for ``…/images/…/x.jpg`` in ``…/labels/…/x.txt`` (boxes) and
-    ``…/labels-seg/…/x.txt`` (outlines). Where such a folder exists, an image without a file has no objects.
-    Raises ValueError if there is no image, or a label file is not what it should be.
+    Labels are looked for where YOLO keeps them: for ``…/images/…/x.jpg`` in ``…/labels/…/x.txt``. Where such a folder
+    exists, an image without a file has no objects. Raises ValueError if there is no image, or a label file is broken.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -137,14 +133,14 @@ def photos(folder: str | Path, limit: int | None = None) -> list[Photo]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not paths:
         raise ValueError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    return [Photo(p, _labels_of(p, "labels"), _labels_of(p, "labels-seg")) for p in paths[:limit]]
+    return [Photo(path, _labels_of(path)) for path in paths[:limit]]
 
 
-def _labels_of(image: Path, kind: str) -> Labels | None:
+def _labels_of(image: Path) -> Labels | None:
     parts = list(image.absolute().parts)
     if "images" not in parts:
         return None
-    parts[len(parts) - 1 - parts[::-1].index("images")] = kind
+    parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     path = Path(*parts).with_suffix(".txt")
     if path.is_file():
         return read_labels(path)
@@ -152,14 +148,14 @@ def _labels_of(image: Path, kind: str) -> Labels | None:
 
 
 def read_labels(path: Path) -> Labels:
-    """A YOLO label file: a line ``class x y width height`` for every object, or ``class x1 y1 x2 y2 x3 y3 …``.
+    """A YOLO label file: for every object a line ``class x y width height``, or its outline ``class x1 y1 x2 y2 …``.
 
-    Coordinates are shares of the photo's size; x and y of a box are its centre. Raises ValueError, naming the line,
-    where it is neither.
+    Coordinates are shares of the photo's size; x and y of a box are its centre; an outline gives the box around it.
+    Raises ValueError, naming the line, where it is neither.
     """
     if path.stat().st_size > MAX_LABEL_BYTES:
         raise ValueError(f"{path}: larger than {MAX_LABEL_BYTES} bytes, so not a label file; remove it")
-    boxes, classes, polygons = [], [], []
+    boxes, classes = [], []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             values = np.array(line.split(), dtype=float)
@@ -175,11 +171,9 @@ def read_labels(path: Path) -> Labels:
             x, y, w, h = values[1:]
             boxes.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
         else:
-            polygons.append(values[1:].reshape(-1, 2).astype(np.float32))
-            boxes.append([*polygons[-1].min(0), *polygons[-1].max(0)])
-    if polygons and len(polygons) != len(boxes):
-        raise ValueError(f"{path}: mixes boxes and outlines; keep one kind")
-    return Labels(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(classes).long(), polygons)
+            outline = values[1:].reshape(-1, 2)
+            boxes.append([*outline.min(0), *outline.max(0)])
+    return Labels(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(classes).long())
 
 
 def sample_photos() -> list[Photo]:

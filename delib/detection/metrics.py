@@ -105,7 +105,7 @@ def compare(
 def average_precision(
     detections: Sequence[Detections], labels: Sequence[Labels], sizes: Sequence[tuple[int, int]]
 ) -> dict[str, float]:
-    """COCO's ``ap`` (mean over IoU 0.50 to 0.95), ``ap50`` and ``ap75`` of detections made with a threshold ≤ 0.01.
+    """COCO's ``ap`` (mean over IoU 0.50 to 0.95), ``ap50`` and ``ap75`` of detections made with threshold ``LEAST``.
 
     ``labels`` and ``sizes`` (height, width) belong to the same photos. Classes without any label do not count.
     """
@@ -115,31 +115,29 @@ def average_precision(
     results: list[dict[str, Any]] = []
     for photo, (found, known, (height, width)) in enumerate(zip(detections, labels, sizes, strict=True)):
         scale = known.boxes.new_tensor([width, height, width, height])
-        for box, cls in zip(_corner_and_extent(known.boxes * scale), known.classes.tolist(), strict=True):
-            annotation = {"id": len(truth) + 1, "image_id": photo, "category_id": cls, "bbox": box, "iscrowd": 0}
-            truth.append(annotation | {"area": box[2] * box[3]})
-        for box, cls, score in zip(
-            _corner_and_extent(found.boxes), found.classes.tolist(), found.scores.tolist(), strict=True
-        ):
-            results.append({"image_id": photo, "category_id": cls, "bbox": box, "score": score})
+        for object_ in _coco_objects(photo, known.boxes * scale, known.classes):
+            area = object_["bbox"][2] * object_["bbox"][3]
+            truth.append(object_ | {"id": len(truth) + 1, "iscrowd": 0, "area": area})
+        objects = _coco_objects(photo, found.boxes, found.classes)
+        results += [one | {"score": score} for one, score in zip(objects, found.scores.tolist(), strict=True)]
     if not truth:
         raise ValueError("none of the photos has a labelled object, so there is no average precision")
     if not results:
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
     classes = sorted({a["category_id"] for a in truth + results})
-    known_photos = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
-    coco = COCO(
-        {"images": known_photos, "annotations": truth, "categories": [{"id": c, "name": str(c)} for c in classes]}
-    )
+    images = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
+    categories = [{"id": c, "name": str(c)} for c in classes]
+    coco = COCO({"images": images, "annotations": truth, "categories": categories})
     evaluation = COCOeval_faster(coco, coco.loadRes(results), "bbox", print_function=lambda *_: None)
     evaluation.run()
     return dict(zip(("ap", "ap50", "ap75"), (float(v) for v in np.asarray(evaluation.stats[:3])), strict=True))
 
 
-def _corner_and_extent(boxes: Tensor) -> list[list[float]]:
-    """COCO's way to write boxes: left, top, width, height."""
-    corner_and_extent: list[list[float]] = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
-    return corner_and_extent
+def _coco_objects(photo: int, boxes: Tensor, classes: Tensor) -> list[dict[str, Any]]:
+    """Objects as COCO writes them, with boxes as left, top, width, height."""
+    corners = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+    pairs = zip(corners, classes.tolist(), strict=True)
+    return [{"image_id": photo, "category_id": cls, "bbox": box} for box, cls in pairs]
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Study:
         self.batch, self._device, self._letterboxing = batch, device_of(teacher), teacher.letterboxing
         self.pictures = [photo.read() if isinstance(photo, Photo) else photo.cpu() for photo in photos]
         self.sizes = [(picture.shape[1], picture.shape[2]) for picture in self.pictures]
-        self.labels = [photo.boxes if isinstance(photo, Photo) else None for photo in photos]
+        self.labels = [photo.labels if isinstance(photo, Photo) else None for photo in photos]
         self.teacher = self.detect(teacher)
         self.shown = _above(self.teacher)
         objects = [int((found.scores > CONFIDENT).sum()) for found in self.shown]
