@@ -211,7 +211,7 @@ def test_the_detector_goes_the_whole_way_and_says_what_its_photos_are_worth(smok
     metrics = {key.removeprefix("yolov3_tiny_on_samples."): value for key, value in record["metrics"].items()}
     asked = {"objects", "retention_25", "retention_50", "false_positives_50", "mask_iou", "sparsity", "bits"}
     assert set(metrics) >= asked | {"encoded_bytes", "compression_ratio"}
-    file = smoke.folder / "yolov3-tiny-s78-b4.delib"
+    file = smoke.folder / "yolov3-tiny-s90-b4.delib"
     assert metrics["encoded_bytes"] == file.stat().st_size
     assert metrics["sparsity"] >= record["parameters"]["sparsity"]
     assert metrics["objects"] >= 2, "on ultralytics' two photos alone, more with darknet's"
