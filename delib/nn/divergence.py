@@ -1,4 +1,4 @@
-"""TODO"""
+"""Divergences of a student's outputs from its teacher's: Kullback-Leibler of class probabilities, squared errors."""
 
 from __future__ import annotations
 

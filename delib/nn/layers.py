@@ -1,4 +1,4 @@
-"""TODO"""
+"""Weight layers of any network: which they are, their weights as tensors and matrices, predictions, sizes."""
 
 from __future__ import annotations
 
