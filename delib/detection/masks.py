@@ -19,8 +19,8 @@ from delib.detection.infer import Detections
 # GrabCut's prior, in half extents of the box: surely object within CORE of the centre (as an ellipse), at first guess
 # within the ellipse in the box, surely not beyond REACH (as a rectangle: networks' boxes are often too small, and where
 # the rectangle ends the mask should seldom have to); CONTEXT is how much more of the photo, in extents, tells what the
-# background looks like. Chosen on YOLOv3-tiny's boxes and those of a student of it: among the values tried that are
-# within .01 of the best against COCO's outlines (mean IoU .65; the ellipse alone .58), masks of both boxes agree best.
+# background looks like. Chosen on boxes of YOLOv3-tiny and of a student of it: among the values that agree best with
+# COCO's outlines, those for which the masks of both boxes agree best (docs/experiments.md).
 CORE, REACH, CONTEXT = 0.65, 1.3, 0.25
 # GrabCut works on a small copy whose pixels are blocks of the photo's, cut where both coordinates are multiples of CELL
 # blocks: boxes a little apart then show it the same pixels, and their masks differ by the boxes alone.
