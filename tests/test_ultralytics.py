@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,3 +126,19 @@ def test_the_home_folder_is_left_alone(tmp_path) -> None:
     environment |= {"HOME": str(home), "DELIB_DATA": str(tmp_path / "cache"), "MPLCONFIGDIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
     assert not list(home.rglob("*ltralytics*"))
+
+
+def test_checkpoints_run_no_code_where_ultralytics_was_imported_before(tmp_path) -> None:
+    torch.save({"model": Trap()}, tmp_path / "trap.pt")
+    code = "import ultralytics.nn.tasks\nfrom delib.detection import load_ultra\nload_ultra('trap.pt')"
+    environment = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path), "YOLO_OFFLINE": "true"}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": path},
+    )
+    assert "ValueError: trap.pt" in done.stderr
+    assert not (tmp_path / "sprung").exists()
