@@ -46,6 +46,21 @@ def test_compensated_rounding_uses_the_levels_and_beats_the_nearest(net: nn.Sequ
     assert not result[~support].any()
 
 
+@pytest.mark.parametrize("name", ["0", "2", "5"])
+def test_after_compensated_rounding_no_single_weight_has_a_better_level(net: nn.Sequential, name: str) -> None:
+    layer = net.get_submodule(name)
+    levels = quantize_weight(weight_of(layer).numpy(), 2, scaled=True)
+    sums = moments(net, net, name, INPUTS)
+    support, matrix = with_bias(weight_of(layer) != 0, layer), matrix_of(layer)
+    result = round_compensated(sums, support, matrix, levels, ridge=0, sweeps=100).double()
+    least, scale = sums.error(result), torch.from_numpy(levels.scales).double()
+    for row, column in support[:, : weight_of(layer)[0].numel()].nonzero()[::7].tolist():
+        for level in levels.codebook.tolist():
+            other = result.clone()
+            other[row, column] = level * scale[row]
+            assert sums.error(other)[row] >= least[row] * (1 - 1e-6)
+
+
 def test_a_network_shrinks_by_least_squares_alone_and_its_file_holds_it(net: nn.Sequential) -> None:
     net[2].weight.data.normal_()
     targets = {"2": 0.6, "5": 0.5}

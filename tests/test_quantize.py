@@ -155,7 +155,7 @@ def test_sixteen_bits_take_no_longer_than_sorting_does() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float16])
 def test_types_that_numpy_lacks_are_read_as_float32(dtype: torch.dtype) -> None:
     weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    held = quantize_tensors({"w": weight, "b": weight[0]}, bits=16)
+    held = quantize_tensors({"w": weight, "b": weight[0].clone()}, bits=16)
     assert np.array_equal(held["w"].dense(), weight.float().numpy())  # type: ignore[union-attr]
     assert np.array_equal(np.asarray(held["b"]), weight[0].float().numpy())
 

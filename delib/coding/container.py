@@ -3,7 +3,7 @@
 Layout: ``MAGIC``, SHA-256 of all that follows, length of the header (4 bytes, little-endian), header (JSON, deflated),
 payloads in the header's order. A plain tensor's payload is its bytes, deflated where that is shorter. A quantised
 tensor's payload is its codebook, its outputs' scales if it has any, and one range-coded stream (constriction):
-survivors a row, the mask, one index a survivor.
+survivors a row, the mask, one index a survivor. A further name of a tensor that came before has no payload.
 
 Only additions, multiplications and divisions of IEEE doubles lead to the coding probabilities, so a file decodes alike
 on every machine.
@@ -88,10 +88,16 @@ Tensors = Mapping[str, "NDArray[Any] | LevelTensor"]
 def encode(tensors: Tensors) -> bytes:
     """The tensors by name, as the bytes of one `.delib` file; the same tensors give the same bytes.
 
-    Raises ValueError on a dtype that the container does not hold.
+    An object under several names is stored once, and decoded as one object. Raises ValueError on a dtype that the
+    container does not hold.
     """
-    entries, payloads = [], []
+    entries: list[dict[str, Any]] = []
+    payloads: list[bytes] = []
+    first: dict[int, str] = {}
     for name, tensor in tensors.items():
+        if first.setdefault(id(tensor), name) != name:
+            entries.append({"name": name, "same": first[id(tensor)]})
+            continue
         if isinstance(tensor, LevelTensor):
             if tensor.mask.size and tensor.mask[0].size > MAX_ROW:
                 raise ValueError(f"{name}: a row of more than {MAX_ROW} weights cannot be encoded; reshape or split it")
@@ -115,7 +121,9 @@ def decode(data: bytes) -> dict[str, NDArray[Any] | LevelTensor]:
     """
     tensors: dict[str, NDArray[Any] | LevelTensor] = {}
     for entry, payload in _entries(data):
-        if "dtype" in entry:
+        if "same" in entry:
+            tensors[entry["name"]] = tensors[entry["same"]]
+        elif "dtype" in entry:
             tensors[entry["name"]] = _unpack_plain(entry, payload)
         else:
             tensors[entry["name"]] = _unpack_levels(entry, payload)
@@ -153,10 +161,15 @@ def _entries(data: bytes) -> Iterator[tuple[dict[str, Any], bytes]]:
     try:
         inflate = zlib.decompressobj()
         entries = json.loads(inflate.decompress(data[start:stop], MAX_HEADER))
+        seen: set[str] = set()
         for entry in entries:
-            payload = data[stop : stop + entry["bytes"]]
+            payload = b"" if "same" in entry else data[stop : stop + entry["bytes"]]
             stop += len(payload)
-            _check_entry(entry, payload)
+            if "same" not in entry:
+                _check_entry(entry, payload)
+                seen.add(entry["name"])
+            elif entry["same"] not in seen or not isinstance(entry["name"], str):
+                raise ValueError("a tensor is said to be the same as one that does not come before it")
             yield entry, payload
     except (zlib.error, ValueError, KeyError, TypeError) as error:
         raise DelibError(f"inconsistent header ({error}); encode the network again") from None

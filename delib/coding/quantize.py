@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,22 +86,50 @@ def quantize_tensors(
 
     ``state`` holds arrays or torch tensors, such as a state dict; ``bits`` goes by tensor name, or is one number for
     all floats of two or more axes (those with infinite values stay as they are). ``method`` and ``scaled`` are those
-    of ``layerwise.quantize``. bfloat16 and float8 become float32. Raises ValueError on bits outside 1..16, an unknown
-    method, or a tensor with NaN, by its name.
+    of ``layerwise.quantize``. bfloat16 and float8 become float32. A tensor under several names is one object under all
+    of them, and stored once. Raises ValueError on bits outside 1..16, an unknown method, or a tensor with NaN, by its
+    name.
     """
-    arrays = {name: _array(tensor) for name, tensor in state.items()}
+    arrays, same = _arrays(state)
     if isinstance(bits, int):
         bits = {name: bits for name, array in arrays.items() if array.ndim > 1 and _has_levels(array)}
+    bits = {same.get(name, name): many for name, many in bits.items()}
     for name in bits:
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds values that are not finite, for which no level can stand; mend the network")
     if isinstance(method, str) and method not in PLACEMENTS:
         raise ValueError(f"no placement of levels is called {method!r}; choose one of {', '.join(PLACEMENTS)}")
     place = PLACEMENTS[method] if isinstance(method, str) else method
-    return Quantized(
-        (name, quantize_weight(array, bits[name], place, scaled=scaled) if name in bits else array.copy())
+    tensors: dict[str, Any] = {
+        name: quantize_weight(array, bits[name], place, scaled=scaled) if name in bits else array.copy()
         for name, array in arrays.items()
-    )
+    }
+    return Quantized((name, tensors[same.get(name, name)]) for name in state if name in tensors or name in same)
+
+
+def _arrays(state: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The tensors as arrays, and for every further name of one of them the first; what is no tensor is left out.
+
+    Raises ValueError where two tensors share a part of their memory, which no file could give back.
+    """
+    tensors = {name: value for name, value in state.items() if hasattr(value, "dtype") and hasattr(value, "shape")}
+    first: dict[Any, str] = {}
+    same = {name: first.setdefault(_memory(name, value), name) for name, value in tensors.items()}
+    arrays = {name: _array(value) for name, value in tensors.items() if same[name] == name}
+    spans = sorted((*np.lib.array_utils.byte_bounds(array), name) for name, array in arrays.items() if array.size)
+    for (_, end, one), (begin, _, other) in pairwise(spans):
+        if begin < end and np.shares_memory(arrays[one], arrays[other]):
+            raise ValueError(f"{one} and {other} share a part of their memory; clone one of them first")
+    return arrays, {name: known for name, known in same.items() if known != name}
+
+
+def _memory(name: str, tensor: Any) -> Any:
+    """Equal for tensors, or arrays, that are the same values in the same memory."""
+    if not math.prod(tensor.shape):
+        return name
+    if hasattr(tensor, "data_ptr"):
+        return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(tensor.dtype)
+    return tensor.__array_interface__["data"][0], tensor.shape, tensor.strides, str(tensor.dtype)
 
 
 def _array(tensor: Any) -> NDArray[Any]:

@@ -24,7 +24,7 @@ class Quantized(dict[str, "NDArray[Any] | LevelTensor"]):
         import torch
 
         network = copy.deepcopy(like)
-        state = network.state_dict()
+        state = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
         if missing := sorted(set(state) ^ set(self)):
             raise ValueError(f"made for another network: {missing[0]} is in only one of the two")
         for name, tensor in self.items():
@@ -36,6 +36,11 @@ class Quantized(dict[str, "NDArray[Any] | LevelTensor"]):
             state[name].copy_(values)
         return network
 
+    def replace(self, name: str, tensor: NDArray[Any] | LevelTensor) -> None:
+        """Put another tensor in the place of one, under every name that it has."""
+        held = self[name]
+        self.update({other: tensor for other, known in self.items() if known is held})
+
     @property
     def bits(self) -> int:
         """Bits a survivor: the most that an index into any of the codebooks takes."""
@@ -44,7 +49,7 @@ class Quantized(dict[str, "NDArray[Any] | LevelTensor"]):
     @property
     def sparsity(self) -> float:
         """Zeros among the weights of the quantised layers."""
-        weights = [t.dense() for t in self.values() if isinstance(t, LevelTensor)]
+        weights = [t.dense() for t in {id(t): t for t in self.values()}.values() if isinstance(t, LevelTensor)]
         return 1 - sum(np.count_nonzero(w) for w in weights) / sum(w.size for w in weights)
 
     def save(self, path: str | Path) -> int:

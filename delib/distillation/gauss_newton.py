@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp
 
 from delib.nn.divergence import Divergence, soft_kl
-from delib.nn.layers import weight_key, weight_layers
+from delib.nn.layers import weight_keys
 from delib.nn.solvers import conjugate_gradients
 
 BATCH = 500  # inputs per pass
@@ -99,7 +99,7 @@ class _Problem:
         self.student, self.divergence = student, divergence
         with torch.no_grad():
             self.parts = [(part, teacher(part), len(part) / len(inputs)) for part in inputs.split(BATCH)]
-        weights = {weight_key(name) for name in weight_layers(student)}
+        weights = set(weight_keys(student).values())
         named = dict(student.named_parameters())
         self.alive = {n: (p != 0).to(p) if n in weights else torch.ones_like(p) for n, p in named.items()}
 

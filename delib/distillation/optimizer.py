@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from delib.distillation.recipe import Recipe
-from delib.nn.layers import weight_key, weight_layers
+from delib.nn.layers import weight_keys
 
 SMALLEST = 0.01  # unit of an output's weights at least, as a share of the whole parameter's root mean square
 WARM_UP = 20  # steps over which the rate rises: Adam's first estimates of squared gradients are poor
@@ -34,7 +34,7 @@ class MaskedAdam:
         self.trained = [parameter.requires_grad_() for parameter in named.values()]  # biases of folded norms do not
         self.units = [_units(parameter) for parameter in self.parameters]
         index = {name: i for i, name in enumerate(named)}
-        self.layers = {name: index[weight_key(name)] for name in weight_layers(network) if weight_key(name) in index}
+        self.layers = {name: index[key] for name, key in weight_keys(network).items() if key in index}
         for name, i in self.layers.items():
             alive = self.parameters[i] != 0
             self.units[i] *= alive | regrowth[name] if name in regrowth else alive
@@ -117,9 +117,9 @@ def _units(parameter: Tensor) -> Tensor:
 
     What is all zero gets a small unit.
     """
-    rows = parameter.flatten(1) if parameter.dim() > 1 else parameter[None]
+    rows = parameter.flatten(1) if parameter.dim() > 1 else parameter.reshape(1, -1)
     squares, counts = rows.square().sum(1), (rows != 0).sum(1)
     whole = (squares.sum() / counts.sum().clamp_min(1)).sqrt()
     sizes = (squares / counts.clamp_min(1)).sqrt().clamp_min(SMALLEST * whole if whole > 0 else SMALLEST)
-    shape = (-1, *[1] * (parameter.dim() - 1)) if parameter.dim() > 1 else (1,)
+    shape = (-1, *[1] * (parameter.dim() - 1)) if parameter.dim() > 1 else parameter.dim() * (1,)
     return torch.empty_like(parameter).copy_(sizes.view(shape))

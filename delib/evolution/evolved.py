@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from delib.nn.layers import weight_key, weight_of
+from delib.nn.layers import copied, own_tensors, weight_keys, weight_of
 
 State = dict[str, Tensor]
 ALIVE = " alive"  # behind a weight's key: the key of its packed mask in a state
@@ -40,10 +40,10 @@ class Evolved:
     @classmethod
     def start(cls, teacher: nn.Module, layers: Iterable[str]) -> Evolved:
         """Cycle 0: the student is a copy of the teacher and every weight of the named layers is a survivor."""
-        student = copy.deepcopy(teacher).eval()
+        student = copied(teacher)
         weights = {name: weight_of(student.get_submodule(name)) for name in layers}
         evolved = cls(student, {name: torch.zeros_like(w, dtype=torch.uint8) for name, w in weights.items()})
-        evolved.states[0] = teacher.state_dict()
+        evolved.states[0] = own_tensors(teacher)
         return evolved
 
     @property
@@ -84,13 +84,13 @@ class Evolved:
     def at_cycle(self, cycle: int) -> nn.Module:
         """A copy of the student as it was at the end of a cycle: its latest state kept, less what died since."""
         network = copy.deepcopy(self.student)
-        kept = max(c for c in self.states if c <= cycle)
+        keys, kept = weight_keys(network), max(c for c in self.states if c <= cycle)
         state = {key: tensor for key, tensor in self.states[kept].items() if not key.endswith(ALIVE)}
         for name, generation in self.generations.items():
-            key = weight_key(name)
+            key = keys[name]
             state[key] = _whole(self.states[kept], key, generation)
             state[key][(generation > kept) & (generation <= cycle)] = 0
-        network.load_state_dict(state)
+        network.load_state_dict(state, strict=False)  # shared tensors are in it once
         return network
 
     def begin_cycle(self) -> None:
@@ -123,8 +123,8 @@ class Evolved:
             self._keep_state()
 
     def _keep_state(self) -> None:
-        state = self.student.state_dict()
-        masks = {weight_key(name): mask for name, mask in self.masks.items()}
+        state, keys = own_tensors(self.student), weight_keys(self.student)
+        masks = {keys[name]: mask for name, mask in self.masks.items()}
         self.states[self.cycle] = {k: t[masks[k]] if k in masks else t.clone() for k, t in state.items()}
         for key, mask in masks.items():
             self.states[self.cycle][key + ALIVE] = torch.from_numpy(np.packbits(mask.cpu().numpy()))

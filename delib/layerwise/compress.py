@@ -6,7 +6,6 @@ it also corrects their errors. No gradients, no labels; see ``reconstruct`` and 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,9 +22,19 @@ from delib.layerwise.admm import admm
 from delib.layerwise.gptq import round_compensated
 from delib.layerwise.reconstruct import RIDGE, Moments, moments, reconstruct
 from delib.nn.divergence import Divergence
-from delib.nn.layers import matrix_of, put_matrix, weight_key, weight_layers, weight_of, with_bias
+from delib.nn.layers import (
+    copied,
+    matrix_of,
+    own_tensors,
+    put_matrix,
+    weight_keys,
+    weight_layers,
+    weight_of,
+    with_bias,
+)
 from delib.nn.sensitivity import sensitivities
 
+MATRIX_BITS = 8  # of parameters that are no weight layer's, such as embeddings: hardly a loss, a quarter of the bytes
 LOOKED = 128  # inputs that sensitivities are measured on: with half, YOLOv3-tiny's scatter by a quarter to a half
 
 
@@ -110,7 +119,7 @@ def compress(
     layers = weight_layers(teacher)
     if unknown := sorted({*targets, *rounding} - set(layers)):
         raise ValueError(f"the network has no weight layer {unknown[0]!r}; it has {', '.join(layers)}")
-    student = copy.deepcopy(teacher).eval()
+    student = copied(teacher)
     levels: dict[str, LevelTensor] = {}
     names = [name for name in layers if name in targets or name in rounding]
     parts = inputs.split(settings.batch)
@@ -171,15 +180,21 @@ def _round(layer: nn.Module, sums: Moments, settings: Compression) -> LevelTenso
 def finalize(network: nn.Module, levels: Mapping[str, LevelTensor], bits: int = 4) -> Quantized:
     """The network as it goes into its file: quantised with one scale per output, biases and norms in half precision.
 
-    Layers that have ``levels`` already keep them. On the networks here float16 biases and norms change no output by
-    more than the weights' rounding does. Running variances and means stay float32: where norms are folded they are
-    constants.
+    Layers that have ``levels`` already keep them. Other matrices of parameters, such as embeddings, get 2**8 levels. On
+    the networks here float16 biases and norms change no output by more than the weights' rounding does; what float16
+    cannot hold stays float32, as do running variances and means: where norms are folded they are constants.
     """
-    quantized = quantize(network, bits, scaled=True)
-    quantized.update({weight_key(name): tensor for name, tensor in levels.items()})
-    parameters = {name for name, _ in network.named_parameters()}
-    for name in parameters - {weight_key(layer) for layer in weight_layers(network)}:
-        quantized[name] = torch.from_numpy(quantized[name]).half().numpy()
+    keys = weight_keys(network)
+    own, parameters = own_tensors(network), {name for name, _ in network.named_parameters()}
+    others = {name: own[name] for name in parameters & set(own) - set(keys.values()) if own[name].is_floating_point()}
+    matrices = {name for name, tensor in others.items() if tensor.dim() > 1}
+    wanted = dict.fromkeys(keys.values(), bits) | dict.fromkeys(matrices, MATRIX_BITS)
+    quantized = quantize_tensors(network.state_dict(), wanted, scaled=True)
+    for name, tensor in levels.items():
+        quantized.replace(keys[name], tensor)
+    for name in others.keys() - matrices:
+        if others[name].abs().max() < torch.finfo(torch.float16).max:
+            quantized.replace(name, others[name].half().cpu().numpy())
     return quantized
 
 
@@ -196,10 +211,9 @@ def quantize(
     With ``scaled`` the weights of each output share a scale of their own (see ``row_scales``) beside the layer's
     levels. Biases, norms and buffers stay as they are. Raises ValueError on bits outside 1..16 or an unknown method.
     """
-    names = {weight_key(layer): layer for layer in weight_layers(network)}
-    of = bits if isinstance(bits, Mapping) else dict.fromkeys(names.values(), bits)
-    if missing := set(names.values()) - set(of):
+    keys = weight_keys(network)
+    of = bits if isinstance(bits, Mapping) else dict.fromkeys(keys, bits)
+    if missing := set(keys) - set(of):
         raise ValueError(f"no number of bits is given for layer {min(missing)!r}")
-    return quantize_tensors(
-        network.state_dict(), {name: of[layer] for name, layer in names.items()}, method, scaled=scaled
-    )
+    wanted = {key: of[name] for name, key in keys.items()}
+    return quantize_tensors(network.state_dict(), wanted, method, scaled=scaled)

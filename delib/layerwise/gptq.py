@@ -1,4 +1,4 @@
-"""Compensated rounding: weights take their levels one after the other, the later ones making up for the errors."""
+"""Compensated rounding: weights take levels one after the other, each making up for the errors of all others."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import torch
 from torch import Tensor
 
 from delib.coding.container import LevelTensor
-from delib.layerwise.reconstruct import RIDGE, Moments, row_systems
+from delib.layerwise.reconstruct import RIDGE, Moments
+
+BLOCK = 128  # columns between two updates of all others: one matrix product instead of many outer ones
 
 
 @torch.no_grad()
 def round_compensated(
-    moments: Moments, support: Tensor, matrix: Tensor, levels: LevelTensor, ridge: float = RIDGE
+    moments: Moments, support: Tensor, matrix: Tensor, levels: LevelTensor, ridge: float = RIDGE, sweeps: int = 10
 ) -> Tensor:
-    """A reconstructed matrix with each survivor at one of a layer's levels (GPTQ: Frantar et al. 2022, algorithm 1).
+    """A reconstructed matrix with each survivor at one of a layer's levels (QuantEase: Behdin et al. 2023, section 3).
 
-    Row by row, survivor by survivor: with U the upper Cholesky factor of the survivors' inverse Gram matrix, rounding
-    w_j by δ moves all later w by -δ U_j/U_jj.
+    Coordinate descent on the squared output error: weight by weight, in all rows at once, each takes the level of least
+    error given all others. No sweep raises the error of rounded weights; it ends where none changes any more.
 
     Parameters
     ----------
@@ -25,21 +27,32 @@ def round_compensated(
         As for ``reconstruct``. A bias column is not rounded; it absorbs what error is left.
     levels : LevelTensor
         Its codebook and scales are used.
+    sweeps : int
+        At most.
     """
-    codebook = torch.from_numpy(levels.codebook).to(moments.gram)
+    groups, k = moments.groups, matrix.shape[1]
+    gram = moments.damped(ridge)
+    start = (matrix * support).to(gram)
+    codebook = torch.from_numpy(levels.codebook).to(gram)
     middles = (codebook[1:] + codebook[:-1]) / 2
     scales = np.ones(len(matrix), np.float16) if levels.scales is None else levels.scales
-    scale = torch.from_numpy(scales.astype(np.float64)).to(codebook)
-    result = torch.zeros_like(matrix, dtype=codebook.dtype)
-    last = matrix.shape[1] - 1 if moments.bias else -1
-    for rows, columns, alive, gram, _ in row_systems(moments, support, ridge, in_order=True):  # so the bias comes last
-        factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(gram)), upper=True)
-        weights = matrix[rows].gather(1, columns).to(codebook) * alive
-        for j in range(columns.shape[1]):
-            value = codebook[torch.bucketize(weights[:, j] / scale[rows], middles)] * scale[rows]
-            value = torch.where(alive[:, j] & (columns[:, j] != last), value, weights[:, j])
-            error = (weights[:, j] - value) / factor[:, j, j]
-            weights[:, j:] -= error[:, None] * factor[:, j, j:] * alive[:, j:]
-            weights[:, j] = value
-        result[rows] = result[rows].scatter(1, columns, weights * alive)
-    return result.to(matrix.dtype)
+    scale = torch.from_numpy(scales.astype(np.float64)).to(gram).view(groups, -1)
+    values, alive = start.view(groups, -1, k).clone(), support.view(groups, -1, k)
+    pull = moments.cross + moments.per_row(moments.damping(ridge)) * start  # as in ``reconstruct``
+    slope = pull.view(groups, -1, k) - values @ gram
+    for _ in range(sweeps):
+        before = values.clone()
+        for begin in range(0, k, BLOCK):
+            own = slice(begin, min(begin + BLOCK, k))
+            near, old = slope[:, :, own].clone(), values[:, :, own].clone()
+            for j in range(own.start, own.stop):
+                best = values[:, :, j] + near[:, :, j - begin] / gram[:, j, j, None]
+                if j < k - moments.bias:
+                    best = codebook[torch.bucketize(best / scale, middles)] * scale
+                best = torch.where(alive[:, :, j], best, 0)
+                near -= (best - values[:, :, j])[:, :, None] * gram[:, j, None, own]
+                values[:, :, j] = best
+            slope -= (values[:, :, own] - old) @ gram[:, own]
+        if torch.equal(values, before):
+            break
+    return values.view_as(matrix).to(matrix.dtype)

@@ -140,6 +140,11 @@ def moments(
         How much the positions of a convolution's output count, at any resolution; all alike by default.
     enough : float
         No more batches are run once so many vectors are summed: an early layer has many positions on every photo.
+
+    Raises
+    ------
+    ValueError
+        If the layer is never called, or does not answer with its weight times its input, plus its bias.
     """
     layer, model = student.get_submodule(name), teacher.get_submodule(name)
     rows, k = matrix_of(layer).shape
@@ -148,11 +153,15 @@ def moments(
     zeros = lambda *shape: torch.zeros(*shape, dtype=dtype, device=weight_of(layer).device)  # noqa: E731
     gram, cross, energy, count, used = zeros(groups, k, k), zeros(rows, k), zeros(rows), 0, 0
     times = len(calls(student, layer, inputs[:1]))  # a layer may be called more than once
+    if not times:
+        raise ValueError(f"layer {name!r} is never called: the network uses its weight otherwise, or not at all")
     for start in range(0, len(inputs), batch):
         part = inputs[start : start + batch]
         weights = None if position_weights is None else position_weights[start : start + batch, None]
         ours, theirs = calls(student, layer, part, times), calls(teacher, model, part, times)
-        for (x, _), (_, y) in zip(ours, theirs, strict=True):
+        for (x, own), (_, y) in zip(ours, theirs, strict=True):
+            if start == 0:
+                _check_linear(name, layer, x[:1], own[:1])
             roots = None if weights is None else F.adaptive_max_pool2d(weights, y.shape[2:]).sqrt()
             for vectors, answers in _pieces(layer, x, y, groups * k, roots):
                 gram += (vectors.mT @ vectors).to(dtype)
@@ -164,6 +173,19 @@ def moments(
         if count >= enough:
             break
     return Moments(gram, cross, energy, count, layer.bias is not None, used)
+
+
+def _check_linear(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Raise ValueError unless y is what the layer's matrix makes of x: a subclass may compute something else."""
+    groups, vectors = getattr(layer, "groups", 1), input_vectors(layer, x)
+    matrix = matrix_of(layer).view(groups, -1, vectors.shape[2])
+    made = (vectors @ matrix.mT).transpose(0, 1).reshape(vectors.shape[1], -1)
+    wanted = output_vectors(layer, y)
+    if made.shape != wanted.shape or not torch.allclose(made, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max())):
+        raise ValueError(
+            f"layer {name!r}, a {type(layer).__name__}, answers with something else than its weight times its input, "
+            "plus its bias: it cannot be reconstructed by least squares"
+        )
 
 
 def _pieces(
@@ -192,10 +214,10 @@ class RowSystems(NamedTuple):
     damping: Tensor
 
 
-def row_systems(moments: Moments, support: Tensor, ridge: float, in_order: bool = False) -> Iterator[RowSystems]:
+def row_systems(moments: Moments, support: Tensor, ridge: float) -> Iterator[RowSystems]:
     """The systems of all rows of ``support`` [rows, k], rows with about equally many survivors together.
 
-    Padding gets a unit diagonal. ``in_order`` sorts the columns, which mixes the padding in among the survivors.
+    Padding gets a unit diagonal.
     """
     counts, damping = support.sum(1), moments.damping(ridge)
     order = counts.argsort()
@@ -204,7 +226,6 @@ def row_systems(moments: Moments, support: Tensor, ridge: float, in_order: bool 
         many = max(1, PIECE // size**2)
         rows, order = order[-many:], order[:-many]
         columns = support[rows].to(torch.uint8).topk(size, dim=1).indices
-        columns = columns.sort(1).values if in_order else columns
         alive = support[rows].gather(1, columns)
         group = rows // (len(support) // moments.groups)
         gram = moments.gram[group[:, None, None], columns[:, :, None], columns[:, None, :]]

@@ -2,16 +2,18 @@
 
 from delib.nn.batchnorm import folded, norm_pairs, unfolded
 from delib.nn.device import fastest_device, fastest_precision, multiplying
-from delib.nn.divergence import Divergence, kl, mse, soft_kl
-from delib.nn.hooks import Cut, calls, end, modules_before, replayed, up_to, watched, watched_calls
+from delib.nn.divergence import Divergence, fitting, kl, mse, soft_kl
+from delib.nn.hooks import Cut, calls, end, modules_before, never_called, replayed, up_to, watched, watched_calls
 from delib.nn.layers import (
     accuracy,
     bias_of,
     channels_last,
+    copied,
     float32_bytes,
     hold,
     matrix_of,
     matrix_to_weight,
+    own_tensors,
     predict,
     put_matrix,
     sparsity,
@@ -24,7 +26,7 @@ from delib.nn.layers import (
 )
 from delib.nn.sensitivity import sensitivities, sensitivity
 from delib.nn.solvers import bisect, conjugate_gradients
-from delib.nn.trace import Call, Trace, forwards_replaced, mapped
+from delib.nn.trace import Call, Trace, forwards_replaced, mapped, tensors_in
 
 __all__ = [
     "Call",
@@ -37,9 +39,11 @@ __all__ = [
     "calls",
     "channels_last",
     "conjugate_gradients",
+    "copied",
     "end",
     "fastest_device",
     "fastest_precision",
+    "fitting",
     "float32_bytes",
     "folded",
     "forwards_replaced",
@@ -51,7 +55,9 @@ __all__ = [
     "modules_before",
     "mse",
     "multiplying",
+    "never_called",
     "norm_pairs",
+    "own_tensors",
     "predict",
     "put_matrix",
     "replayed",
@@ -60,6 +66,7 @@ __all__ = [
     "soft_kl",
     "sparsity",
     "stored",
+    "tensors_in",
     "unfolded",
     "up_to",
     "watched",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from delib.nn.layers import WEIGHT_LAYERS
-from delib.nn.trace import Trace, forwards_replaced
+from delib.nn.trace import Trace, forwards_replaced, mapped
 
 
 class Passed(NamedTuple):
@@ -27,7 +27,7 @@ class _Stop(BaseException):
 
 
 @contextmanager
-def _hooked(modules: Iterable[nn.Module], note: Callable[..., None]) -> Iterator[None]:
+def _hooked(modules: Iterable[nn.Module], note: Callable[..., Any]) -> Iterator[None]:
     """Inside the block ``note`` sees every call of the modules; the block ends without an error where it stops."""
     hooks = [module.register_forward_hook(note) for module in modules]
     try:
@@ -40,18 +40,23 @@ def _hooked(modules: Iterable[nn.Module], note: Callable[..., None]) -> Iterator
 
 
 @contextmanager
-def watched_calls(modules: Iterable[nn.Module], most: float = math.inf) -> Iterator[list[Passed]]:
+def watched_calls(
+    modules: Iterable[nn.Module], most: float = math.inf, *, apart: bool = False
+) -> Iterator[list[Passed]]:
     """The calls of ``modules`` by the forward passes made inside the block, in order of their ends.
 
     The block ends without an error at the ``most``-th call: what the network has left to do is not done. Tensors are
     not detached: under ``torch.no_grad`` they carry no graph, elsewhere derivatives can be taken with respect to them.
+    With ``apart`` the network goes on with copies, so that what it does to an output in place is not seen.
     """
     seen: list[Passed] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen.append(Passed(module, args[0] if args else None, output))
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        entered = args[0] if args else None
+        seen.append(Passed(module, mapped(entered, torch.clone) if apart else entered, output))
         if len(seen) >= most:
             raise _Stop
+        return mapped(output, torch.clone) if apart else output
 
     with _hooked(modules, note):
         yield seen
@@ -59,9 +64,19 @@ def watched_calls(modules: Iterable[nn.Module], most: float = math.inf) -> Itera
 
 def calls(network: nn.Module, layer: nn.Module, inputs: Tensor, most: float = math.inf) -> list[tuple[Tensor, Tensor]]:
     """The (input, output) pairs of ``layer`` while the network runs on ``inputs``, up to its ``most``-th call."""
-    with watched_calls([layer], most) as seen:
+    with watched_calls([layer], most, apart=most > 1) as seen:
         network(inputs)
     return [(call.input, call.output) for call in seen]
+
+
+@torch.no_grad()
+def never_called(network: nn.Module, names: Iterable[str], inputs: Tensor) -> list[str]:
+    """Those of the named modules that ``network(inputs)`` does not call: it uses them otherwise, or not at all."""
+    modules = {network.get_submodule(name): name for name in names}
+    with watched_calls(modules) as seen:
+        network(inputs)
+    called = {call.module for call in seen}
+    return [name for module, name in modules.items() if module not in called]
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -15,12 +17,86 @@ WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def weight_layers(network: nn.Module) -> dict[str, nn.Module]:
     """The layers that can be sparsified, by name, in the order of definition: linear and convolutional ones.
 
-    Raises ValueError if there is none.
+    A layer, or a weight, that a network holds under several names is listed once, under the first.
+    Raises ValueError if there is none, and by name for a layer whose weight is computed from other tensors
+    (parametrizations, pruning by torch), has no values yet, or holds no real floating-point numbers.
     """
-    layers: dict[str, nn.Module] = {n: m for n, m in network.named_modules() if isinstance(m, WEIGHT_LAYERS)}
+    layers: dict[Hashable, tuple[str, nn.Module]] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, WEIGHT_LAYERS):
+            _check_plain(name, module)
+            layers.setdefault(_memory(weight_of(module)), (name, module))
     if not layers:
         raise ValueError(f"{type(network).__name__} has no linear or convolutional layer to sparsify")
-    return layers
+    return dict(layers.values())
+
+
+def _check_plain(name: str, layer: nn.Module) -> None:
+    """Raise ValueError unless the layer's weight and bias are tensors of its own, with values."""
+    for key in ("weight", "bias"):
+        if key not in layer._parameters and key not in layer._buffers:
+            raise ValueError(
+                f"the {key} of layer {name!r} is computed from other tensors; make it plain first, by torch.nn.utils' "
+                "parametrize.remove_parametrizations, remove_weight_norm, remove_spectral_norm or prune.remove"
+            )
+    weight = weight_of(layer)
+    if isinstance(layer._parameters.get("weight"), UninitializedParameter) or weight.is_meta:
+        raise ValueError(f"layer {name!r} has no values yet; load weights, or run the network once, before")
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"the weight of layer {name!r} holds {weight.dtype}; only real floating-point weights are known"
+        )
+
+
+def _memory(tensor: Tensor) -> Hashable:
+    """Equal for tensors that are the same values in the same memory."""
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else id(tensor)
+
+
+def own_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the network's state dict, those under several names once, under the first."""
+    state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    first: dict[Hashable, str] = {}
+    for name, tensor in state.items():
+        first.setdefault(_memory(tensor), name)
+    return {name: state[name] for name in first.values()}
+
+
+def weight_keys(network: nn.Module) -> dict[str, str]:
+    """For each weight layer, by name, the name under which ``own_tensors`` lists its weight."""
+    keys = {_memory(tensor): key for key, tensor in own_tensors(network).items()}
+    return {name: keys[_memory(weight_of(layer))] for name, layer in weight_layers(network).items()}
+
+
+def original(network: nn.Module) -> nn.Module:
+    """The network itself, or that which ``torch.compile`` was given: a compiled one does not notice changed modules.
+
+    Raises ValueError for TorchScript, whose modules are gone.
+    """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ValueError("a TorchScript network cannot be looked into; pass the module that it was made from")
+    inner = getattr(network, "_orig_mod", network)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy of the ``original`` in evaluation mode whose parameters lie in memory row by row, as flat indices count.
+
+    Parameters that share their memory are one parameter of the copy.
+    """
+    network = original(network)
+    result = copy.deepcopy(network).eval()
+    ours = dict(result.named_parameters(remove_duplicate=False))
+    first: dict[Hashable, nn.Parameter] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        held = first.setdefault(_memory(parameter), ours[name])
+        if held is not ours[name]:
+            module, _, key = name.rpartition(".")
+            setattr(result.get_submodule(module), key, held)
+    for parameter in first.values():
+        parameter.data = parameter.data.contiguous()
+    return result
 
 
 def weight_key(name: str) -> str:
@@ -41,8 +117,9 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def float32_bytes(network: nn.Module) -> int:
-    """Size of the network's state dict at 4 bytes a value: the numerator of every compression ratio here."""
-    return 4 * sum(int(t.numel()) for t in network.state_dict().values())
+    """Size of the network's state dict at 4 bytes a value, shared tensors counted once: the numerator of every
+    compression ratio here."""
+    return 4 * sum(tensor.numel() for tensor in own_tensors(network).values())
 
 
 def sparsity(network: nn.Module, layers: Mapping[str, nn.Module] | None = None) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from delib.nn.divergence import Divergence
 from delib.nn.hooks import Passed, watched_calls
+from delib.nn.trace import mapped, tensors_in
 
 
 def sensitivity(network: nn.Module, layer: nn.Module, inputs: Tensor, divergence: Divergence, seed: int = 0) -> Tensor:
@@ -40,16 +42,18 @@ def sensitivities(
     The curvature H of the divergence is taken at the network's outputs alone, as if it were diagonal there, and sent
     back: the mean of (Jᵀ √H u)² over inputs and positions, u random signs and J the outputs' derivatives by a layer's
     outputs. That is the Gauss-Newton matrix's diagonal (Martens and Grosse 2015, section 2), as a sum of squares.
-    ``network`` answers with a tensor or a sequence of tensors. Raises ValueError if a layer is never called.
+    Raises ValueError if a layer is never called.
     """
     answer, calls = _forward(network, layers.values(), inputs)
     called = {call.module for call in calls}
     if lacking := [name for name, layer in layers.items() if layer not in called]:
         raise ValueError(f"the network's forward pass never calls layer {min(lacking)!r}")
     chance = torch.Generator().manual_seed(seed)
-    answers = [answer] if isinstance(answer, Tensor) else list(answer)
-    roots = [h.sqrt() * _signs(h, chance) for h in _output_curvature(answer, divergence, chance)]
-    slopes = torch.autograd.grad(answers, [call.output for call in calls], roots)
+    curvatures = _output_curvature(answer, divergence, chance)
+    reached = [(t, h.sqrt() * _signs(h, chance)) for t, h in zip(_floats(answer), curvatures) if t.requires_grad]
+    answers, roots = zip(*reached, strict=True)
+    outputs = [call.output for call in calls]
+    slopes = torch.autograd.grad(answers, outputs, roots, allow_unused=True, materialize_grads=True)
     squares = [(call.module, _rows(call.module, slope.square())) for call, slope in zip(calls, slopes, strict=True)]
     return {
         name: _bounded(torch.stack([rows for module, rows in squares if module is layer]).mean(0))
@@ -59,26 +63,46 @@ def sensitivities(
 
 def _forward(network: nn.Module, layers: Iterable[nn.Module], inputs: Tensor) -> tuple[Any, list[Passed]]:
     """The network's answer and the calls of the layers, with the graph that derivatives need."""
-    with torch.enable_grad(), watched_calls(layers) as calls:
-        answer = network(inputs.clone().requires_grad_())
+    with torch.enable_grad(), _differentiable(network), watched_calls(layers, apart=True) as calls:
+        answer = network(inputs)
     return answer, calls
+
+
+@contextmanager
+def _differentiable(network: nn.Module) -> Iterator[None]:
+    """Inside the block all parameters take part in the graph: inputs may be whole numbers, and layers frozen."""
+    frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_()
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _floats(answer: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(answer) if tensor.is_floating_point()]
 
 
 def _curvature(diverged: Tensor, variables: list[Tensor], chance: torch.Generator) -> list[Tensor]:
     """An estimate of the diagonal of ∂²diverged/∂variables², in the variables' shapes: v·(H v) with random signs v."""
-    slopes = torch.autograd.grad(diverged, variables, create_graph=True)
+    anyway: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+    slopes = torch.autograd.grad(diverged, variables, create_graph=True, **anyway)
     signs = [_signs(variable, chance) for variable in variables]
-    return [v * hv for v, hv in zip(signs, torch.autograd.grad(slopes, variables, signs), strict=True)]
+    curved = [(slope, v) for slope, v in zip(slopes, signs, strict=True) if slope.requires_grad]
+    if not curved:
+        return [torch.zeros_like(variable) for variable in variables]
+    bent = torch.autograd.grad([slope for slope, _ in curved], variables, [v for _, v in curved], **anyway)
+    return [v * hv for v, hv in zip(signs, bent, strict=True)]
 
 
 def _output_curvature(answer: Any, divergence: Divergence, chance: torch.Generator) -> list[Tensor]:
     """The diagonal of the divergence's second derivatives by a network's outputs, where student and teacher agree."""
-    single = isinstance(answer, Tensor)
-    goal = [tensor.detach() for tensor in ([answer] if single else answer)]
+    goal = mapped(answer, torch.detach)
     with torch.enable_grad():
-        ours = [tensor.clone().requires_grad_() for tensor in goal]
-        diverged = divergence(ours[0], goal[0]) if single else divergence(ours, goal)
-        return [curvature.clamp_min(0) for curvature in _curvature(diverged, ours, chance)]
+        ours = mapped(goal, lambda t: t.clone().requires_grad_() if t.is_floating_point() else t)
+        return [curvature.clamp_min(0) for curvature in _curvature(divergence(ours, goal), _floats(ours), chance)]
 
 
 def _signs(like: Tensor, chance: torch.Generator) -> Tensor:

@@ -1,13 +1,17 @@
 """What in a network depends on one layer, and what of the rest that needs: a forward pass, every tensor's origin known.
 
 The calls of leaf modules (those without children) are the units. Between them a network may do with tensors what it
-likes (skips, routes, slices): a subclass of Tensor carries along which calls' outputs went into each.
+likes (skips, routes, slices): a subclass of Tensor carries along which calls' outputs went into each. The layer's
+weight is such a tensor too, so that its use without a call, or under another name, is seen.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -16,6 +20,9 @@ from torch import Tensor, nn
 # Functions whose results tell values to Python, which may go another way because of them.
 READERS = {"item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
 READERS |= {"equal", "allclose", "is_nonzero", "nonzero", "unique", "masked_select"}
+# What is not searched for tensors, and how deep the rest is.
+DEEPEST = 8
+PLAIN = (bool, int, float, complex, str, bytes, type, nn.Module, FunctionType, ModuleType, torch.dtype, torch.device)
 
 
 class Call:
@@ -78,7 +85,8 @@ class Trace:
         self.reached, self.site_inputs = False, inputs
         self._touch = Call()  # stands for the layer in the origin of all that depends on it
         leaves = [m for m in self.network.modules() if m is self.layer or not any(m.children())]
-        with forwards_replaced({m: self._watched(m, m.forward, whole) for m in leaves}):
+        replaced = forwards_replaced({m: self._watched(m, m.forward, whole) for m in leaves})
+        with replaced, _marked_parameters(self.network, self.layer, {self._touch: None}):
             self._settle(_origin(self.network(inputs)))
 
     def _watched(self, module: nn.Module, forward: Callable[..., Any], whole: bool) -> Callable[..., Any]:
@@ -90,6 +98,7 @@ class Trace:
             if module is self.layer and not self.reached:
                 self.reached, self.site_inputs = True, args[0].clone()
             output = forward(*args, **kwargs)
+            origin |= _origin(output)  # of the layer's weight, where the module shares it
             call = Call()
             calls.append(call)
             if module is self.layer or self._touch in origin or (whole and self.reached):
@@ -111,14 +120,38 @@ class Trace:
 
 
 @contextmanager
+def _marked_parameters(network: nn.Module, layer: nn.Module, origin: Origin) -> Iterator[None]:
+    """Inside the block the layer's weight and bias have that origin, wherever a module of the network holds them."""
+    own = {parameter.data_ptr() for parameter in layer.parameters(recurse=False)}
+    marked = []
+    for module in network.modules():
+        for name, held in module._parameters.items():
+            if held is not None and held.data_ptr() in own:
+                marked.append((module, name))
+                # What lies in the instance's own dictionary is found before its parameters.
+                vars(module)[name] = _put_origin(_traced(held.detach()), origin)
+    try:
+        yield
+    finally:
+        for module, name in marked:
+            del vars(module)[name]
+
+
+@contextmanager
 def forwards_replaced(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Inside the block the modules' ``forward`` are the functions given; after it, what they were."""
+    """Inside the block the modules' ``forward`` are the functions given; after it, what they were.
+
+    Torch's transformer layers call their parts meanwhile, instead of one fused function that takes their weights.
+    """
     own = {module: vars(module).get("forward") for module in forwards}
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     for module, forward in forwards.items():
         module.forward = forward
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, before in own.items():
             del module.forward  # the class's method shows again
             if before is not None:
@@ -126,22 +159,58 @@ def forwards_replaced(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """``value`` with every tensor in it, in tuples, lists and dicts, changed."""
+    """``value`` with every tensor in it changed: in tuples, lists, dicts, and the attributes of other objects.
+
+    What holds no tensor that changes stays the same object.
+    """
+    return _mapped(value, change, ())
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any], within: tuple[int, ...]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, dict):
-        return type(value)((key, mapped(item, change)) for key, item in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(item, change) for item in value))
+    if value is None or isinstance(value, PLAIN) or id(value) in within or len(within) > DEEPEST:
+        return value
+    within = (*within, id(value))
     if isinstance(value, tuple | list):
-        return type(value)([mapped(item, change) for item in value])
-    return value
+        items = [_mapped(item, change, within) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    held = dict(value) if isinstance(value, dict) else _attributes(value)
+    changed = {key: _mapped(item, change, within) for key, item in held.items()}
+    changed = {key: item for key, item in changed.items() if item is not held[key]}
+    if not changed:
+        return value
+    result = copy.copy(value)
+    for key, item in changed.items():
+        if isinstance(value, dict):
+            result[key] = item
+        else:
+            object.__setattr__(result, key, item)  # frozen dataclasses too
+    return result
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)}
+    return dict(getattr(value, "__dict__", {}))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in a network's output, in their order, wherever ``mapped`` finds them."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    mapped(value, note)
+    return found
 
 
 def _tensors(value: Any) -> list[_Traced]:
-    found: list[_Traced] = []
-    mapped(value, lambda tensor: found.append(tensor) if isinstance(tensor, _Traced) else None)
-    return found
+    return [tensor for tensor in tensors_in(value) if isinstance(tensor, _Traced)]
 
 
 def _origin(value: Any) -> Origin:
@@ -164,7 +233,7 @@ def _traced(tensor: Tensor) -> Tensor:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_subclass(Tensor)
+    return tensor.as_subclass(Tensor) if isinstance(tensor, _Traced) else tensor
 
 
 def _form(tensor: Tensor) -> Tensor:
