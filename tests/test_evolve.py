@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from delib.coding.container import encode
 from delib.distillation import Recipe, distill
+from delib.evolution.check import zero_goals
 from delib.evolution.criteria import CRITERIA
-from delib.evolution.evolve import Cycle, evolve, zero_goals
+from delib.evolution.evolve import Cycle, evolve
 from delib.layerwise.compress import quantize
 from delib.nn.divergence import DIVERGENCES, Divergence, kl, mse
 from delib.nn.layers import sparsity, weight_layers, weight_of

@@ -37,6 +37,7 @@ FLOOR = 2.0**-10
 WEIGHTS_PER_BYTE = math.ceil(8 / -math.log2(1 - FLOOR))
 SLACK_BYTES = 16
 MAX_INFLATION = 1032  # no deflated stream stands for more bytes a byte (zlib's documentation, technical details)
+PIECE = 1 << 20  # numbers in the largest temporary array
 # Candidate strengths of the prior on a column's density, in rows; the encoder takes the best of them.
 PRIOR_ROWS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 1024.0)
 
@@ -315,11 +316,14 @@ class MaskModel:
 
 def _mask_bits(rows: NDArray[np.bool_], prior: float) -> float:
     """Length of the mask's code in bits under a prior, without writing it."""
-    model, bits = MaskModel(rows.shape, int(rows.sum()), prior), 0.0
-    for row in rows:
-        p = model.row(int(row.sum()))
-        bits -= float(np.log2(np.where(row, p, 1 - p)).sum())
-        model.learn(row)
+    weights, bits = MaskModel(rows.shape, int(rows.sum()), prior).weights, 0.0
+    step = max(1, PIECE // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        before = weights + np.cumsum(part, 0) - part  # the model's weights before each row
+        p = np.clip(before * (part.sum(1) / before.sum(1))[:, None], FLOOR, 1 - FLOOR)
+        bits -= float(np.log2(np.where(part, p, 1 - p)).sum())
+        weights = weights + part.sum(0)
     return bits
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from delib.nn.divergence import Divergence, kl
+from delib.nn.divergence import Divergence, fitting
 
 
-def softened_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """``kl`` of logits [n, classes] softened by a temperature of 2, at which students are usually distilled (Hinton,
-    Vinyals and Dean 2015, section 2)."""
-    return kl(student, teacher, 2.0)
+def softened(student: Any, teacher: Any) -> Tensor:
+    """``fitting``, logits softened by a temperature of 2, at which students are usually distilled (Hinton, Vinyals and
+    Dean 2015, section 2)."""
+    return fitting(student, teacher, 2.0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Objective:
     ``precision`` (see ``fastest_precision``); weights, losses and updates are float32.
     """
 
-    divergence: Divergence = softened_kl
+    divergence: Divergence = softened
     features: Sequence[str] = ()
     feature_weight: float = 1.0
     position_weights: Callable[[Any], Tensor] | None = None

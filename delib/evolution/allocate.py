@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +15,9 @@ from delib.evolution.criteria import Criterion, obs
 from delib.evolution.database import LEVELS, Allocation, SparsityDatabase, total
 from delib.evolution.select import Batches, better_half, growing_batches
 from delib.files import in_batch
-from delib.nn.divergence import Divergence, kl
-from delib.nn.layers import weight_layers, weight_of
+from delib.nn.divergence import Divergence, fitting
+from delib.nn.hooks import never_called
+from delib.nn.layers import copied, weight_layers, weight_of
 from delib.nn.solvers import bisect
 
 Zeros = Mapping[str, Sequence[int]]  # of each layer, by level
@@ -45,7 +45,7 @@ def allocate(
     fixed: Mapping[str, float] | None = None,
     search: Search = Search(),
     criterion: Criterion = obs,
-    divergence: Divergence = kl,
+    divergence: Divergence = fitting,
     seed: int = 0,
 ) -> dict[str, float]:
     """The sparsity of every weight layer, by name, such that their zeros add up to ``sparsity`` of all weights.
@@ -62,7 +62,7 @@ def allocate(
     sparsity : float
         Of the whole network.
     fixed : mapping of layer name to sparsity, optional
-        Layers that keep the sparsities given.
+        Layers that keep the sparsities given. Those that the teacher never calls stay dense.
     criterion : Criterion
         Whose least salient weights an entry lacks.
     search, divergence, seed
@@ -74,6 +74,7 @@ def allocate(
         If the layers that are free cannot hold the zeros.
     """
     layers, fixed = weight_layers(teacher), dict(fixed or {})
+    fixed |= dict.fromkeys(never_called(teacher, set(layers) - set(fixed), inputs[:1]), 0.0)
     free = [name for name in layers if name not in fixed]
     sizes = {name: weight_of(layer).numel() for name, layer in layers.items()}
     budget = round(sparsity * sum(sizes.values())) - sum(round(s * sizes[name]) for name, s in fixed.items())
@@ -84,7 +85,7 @@ def allocate(
     database = SparsityDatabase.build(
         teacher, tqdm(free, unit="layer", disable=in_batch()), inputs, criterion, divergence
     )
-    student = copy.deepcopy(teacher).eval()
+    student = copied(teacher)
     options: dict[str, Any] = {"search": search, "divergence": divergence, "seed": seed}
     parents = search_allocation(student, teacher, database, budget, inputs, **options)
     return fixed | _trimmed(parents[-1], database.zeros(), sizes, budget)
@@ -99,7 +100,7 @@ def search_allocation(
     inputs: Tensor,
     *,
     search: Search = Search(),
-    divergence: Divergence = kl,
+    divergence: Divergence = fitting,
     seed: int = 0,
 ) -> list[Allocation]:
     """Search the allocation of least divergence (EvoPress: Sieberling et al. 2024, section 3).

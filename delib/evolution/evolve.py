@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from delib.evolution.check import checked_goals
 from delib.evolution.criteria import Criterion, Site, magnitude
 from delib.evolution.evolved import Evolved
 from delib.evolution.population import agreed, propose
 from delib.evolution.select import Trial, growing_batches, least_divergent, least_divergent_refitted, regrow, trial_on
 from delib.files import in_batch
 from delib.layerwise.reconstruct import moments, reconstruct
-from delib.nn.divergence import Divergence, kl
+from delib.nn.divergence import Divergence, fitting
 from delib.nn.hooks import end, up_to
-from delib.nn.layers import bias_of, put_matrix, weight_layers, weight_of
+from delib.nn.layers import bias_of, original, put_matrix, weight_of
 from delib.nn.sensitivity import sensitivity
 
 
@@ -55,7 +56,7 @@ class Cycle:
     horizon : int, optional
         Measure the divergence at the outputs of the weight layer so many places behind the one at work (0: its own)
         instead of the network's. Faster, blind to what comes later, and no place for a divergence of logits such as
-        ``kl``: take ``mse``.
+        ``kl``.
     batch : int
         Inputs that are drawn anew for each layer: a set that wins on one fixed batch need not win on another.
     """
@@ -87,7 +88,7 @@ def evolve(
     targets: float | Mapping[str, float],
     cycle: Cycle = Cycle(),
     *,
-    divergence: Divergence = kl,
+    divergence: Divergence = fitting,
     recovery: Recovery | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -104,9 +105,9 @@ def evolve(
     inputs : Tensor [n, ...]
         Calibration inputs; no labels are used.
     targets : float or mapping of layer name to float
-        The sparsity goal of all weight layers, or of those named; layers not named stay dense.
+        The sparsity goal of all weight layers that the teacher calls, or of those named; layers not named stay dense.
     divergence : Divergence
-        Of the student's outputs from the teacher's.
+        Of the student's outputs from the teacher's; the default goes by their form.
     recovery : Recovery, optional
         Trains the survivors after each cycle.
     seed : int
@@ -115,10 +116,11 @@ def evolve(
     Raises
     ------
     ValueError
-        On a layer that the network lacks or a sparsity outside 0..1.
+        On a sparsity outside 0..1, a layer that the network lacks, and whatever would make the result wrong (see
+        ``checked_goals``).
     """
-    goals = zero_goals(teacher, targets)
-    teacher.eval()
+    teacher = original(teacher).eval()
+    goals = checked_goals(teacher, inputs, targets, divergence)
     evolved = Evolved.start(teacher, goals)
     student = evolved.student
     select = least_divergent_refitted if cycle.compensate else least_divergent
@@ -171,21 +173,6 @@ def _site(
         lambda: moments(evolved.student, model, name, inputs),
         lambda: sensitivity(up_to(model, until), model.get_submodule(name), suffix.inputs, trial.divergence),
     )
-
-
-def zero_goals(network: nn.Module, targets: float | Mapping[str, float]) -> dict[str, int]:
-    """How many weights of each layer are to be zero: sparsity times weights, rounded to the nearest whole number.
-
-    Raises ValueError, naming the layer, on one that the network lacks or a sparsity outside 0..1.
-    """
-    layers = weight_layers(network)
-    wanted = dict(targets) if isinstance(targets, Mapping) else dict.fromkeys(layers, targets)
-    for name, target in wanted.items():
-        if name not in layers:
-            raise ValueError(f"the network has no weight layer {name!r}; it has {', '.join(layers)}")
-        if not 0 <= target <= 1:
-            raise ValueError(f"the sparsity of layer {name!r} must lie in 0..1, got {target}")
-    return {name: round(target * weight_of(layers[name]).numel()) for name, target in wanted.items()}
 
 
 def _chance(seed: int, cycle: int, layer: str) -> torch.Generator:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from delib.nn.layers import copied, own_tensors, weight_keys, weight_of
+from delib.nn.layers import copied, own_tensors, put_tensors, weight_keys, weight_of
 
 State = dict[str, Tensor]
 ALIVE = " alive"  # behind a weight's key: the key of its packed mask in a state
@@ -90,7 +90,7 @@ class Evolved:
             key = keys[name]
             state[key] = _whole(self.states[kept], key, generation)
             state[key][(generation > kept) & (generation <= cycle)] = 0
-        network.load_state_dict(state, strict=False)  # shared tensors are in it once
+        put_tensors(network, state)
         return network
 
     def begin_cycle(self) -> None:

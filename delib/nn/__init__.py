@@ -26,7 +26,7 @@ from delib.nn.layers import (
 )
 from delib.nn.sensitivity import sensitivities, sensitivity
 from delib.nn.solvers import bisect, conjugate_gradients
-from delib.nn.trace import Call, Trace, forwards_replaced, mapped, tensors_in
+from delib.nn.trace import Call, Trace, agree, forwards_replaced, mapped, tensors_in
 
 __all__ = [
     "Call",
@@ -34,6 +34,7 @@ __all__ = [
     "Divergence",
     "Trace",
     "accuracy",
+    "agree",
     "bias_of",
     "bisect",
     "calls",

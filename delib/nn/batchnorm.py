@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from delib.nn.layers import WEIGHT_LAYERS, copied, weight_of
-from delib.nn.trace import READERS, forwards_replaced, mapped, tensors_in
-
-TOLERANCE = 1e-4  # between a folded network and its original: rounding in float32 is far below
+from delib.nn.layers import WEIGHT_LAYERS, bias_of, copied, own_tensors, put_tensors, weight_of
+from delib.nn.trace import READERS, agree, forwards_replaced, mapped, tensors_in
 
 
 class _Output(Tensor):
@@ -44,7 +41,7 @@ def norm_pairs(network: nn.Module, example: Tensor) -> dict[str, str]:
 
     Found by the data flow of one pass in evaluation mode. Layer and norm are called once, the layer shares no weight,
     the norm has running statistics. The network's answer to ``example`` [n, ...] with the pairs folded is compared with
-    its own: where they differ by more than ``TOLERANCE`` of the largest value, as with a norm that does more than its
+    its own: where they differ by more than rounding, as with a norm that does more than its
     class says, only those pairs are returned whose folding alone changes nothing.
     """
     network = copied(network)
@@ -59,9 +56,9 @@ def norm_pairs(network: nn.Module, example: Tensor) -> dict[str, str]:
         once = calls[output.layer] == entered[norm] == holders[weight_of(output.layer).data_ptr()] == 1
         if isinstance(norm, _BatchNorm) and once and _folds(output, norm):
             pairs[names[output.layer]] = names[norm]
-    if _same(folded(network, pairs)(example), answer):
+    if agree(folded(network, pairs)(example), answer):
         return pairs
-    return {name: norm for name, norm in pairs.items() if _same(folded(network, {name: norm})(example), answer)}
+    return {name: norm for name, norm in pairs.items() if agree(folded(network, {name: norm})(example), answer)}
 
 
 def _watched_pass(network: nn.Module, modules: Iterable[nn.Module], example: Tensor) -> tuple[list[_Output], Any]:
@@ -106,14 +103,6 @@ def _folds(output: _Output, norm: _BatchNorm) -> bool:
     return output.dim() == axes and norm.num_features == output.shape[1] and norm.running_mean is not None
 
 
-def _same(ours: Any, theirs: Any) -> bool:
-    """Whether answers agree to ``TOLERANCE`` of each tensor's largest value."""
-    pairs = zip(tensors_in(ours), tensors_in(theirs), strict=True)
-    return all(
-        float((a - b).abs().max()) <= TOLERANCE * max(float(b.abs().max()), 1e-30) for a, b in pairs if b.numel()
-    )
-
-
 def folded(network: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
     """A copy in evaluation mode that computes the same with each pair's norm folded into its layer's weight and bias.
 
@@ -138,15 +127,12 @@ def unfolded(network: nn.Module, like: nn.Module, pairs: Mapping[str, str]) -> n
     A norm keeps the shift alone, one without a scale and shift of its own in its mean; the mean is else 0, the variance
     1 less its epsilon, the scale 1: constants, which take almost no bytes in a file.
     """
-    state = dict(network.state_dict())
-    result = copy.deepcopy(like).eval()
+    state, result = own_tensors(network), copied(like)
     for name, norm_name in pairs.items():
         norm = result.get_submodule(norm_name)
         assert isinstance(norm, _BatchNorm)
-        bias = state[f"{name}.bias"]
-        if getattr(result.get_submodule(name), "bias", None) is None:
-            del state[f"{name}.bias"]
-        else:
+        bias = state.pop(f"{name}.bias")
+        if bias_of(result.get_submodule(name)) is not None:
             state[f"{name}.bias"] = torch.zeros_like(bias)
         if norm.affine:
             state[f"{norm_name}.weight"] = torch.ones_like(bias)
@@ -154,5 +140,5 @@ def unfolded(network: nn.Module, like: nn.Module, pairs: Mapping[str, str]) -> n
         state[f"{norm_name}.running_mean"] = torch.zeros_like(bias) if norm.affine else -bias
         state[f"{norm_name}.running_var"] = torch.full_like(bias, 1 - norm.eps)
         state[f"{norm_name}.num_batches_tracked"] = torch.zeros((), dtype=torch.long)
-    result.load_state_dict(state)
+    put_tensors(result, state)
     return result

@@ -62,6 +62,14 @@ def own_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: state[name] for name in first.values()}
 
 
+@torch.no_grad()
+def put_tensors(network: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Write values into the network's tensors, named as ``own_tensors`` names them; others keep what they hold."""
+    own = own_tensors(network)
+    for name, value in values.items():
+        own[name].copy_(value)
+
+
 def weight_keys(network: nn.Module) -> dict[str, str]:
     """For each weight layer, by name, the name under which ``own_tensors`` lists its weight."""
     keys = {_memory(tensor): key for key, tensor in own_tensors(network).items()}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 # Functions whose results tell values to Python, which may go another way because of them.
 READERS = {"item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
 READERS |= {"equal", "allclose", "is_nonzero", "nonzero", "unique", "masked_select"}
+TOLERANCE = 1e-4  # of the largest value: rounding in float32 stays far below
 # What is not searched for tensors, and how deep the rest is.
 DEEPEST = 8
 PLAIN = (bool, int, float, complex, str, bytes, type, nn.Module, FunctionType, ModuleType, torch.dtype, torch.device)
@@ -207,6 +208,18 @@ def tensors_in(value: Any) -> list[Tensor]:
 
     mapped(value, note)
     return found
+
+
+def agree(ours: Any, theirs: Any, tolerance: float = TOLERANCE) -> bool:
+    """Whether two answers hold the same tensors, to ``tolerance`` of the largest value of each."""
+    one, other = tensors_in(ours), tensors_in(theirs)
+    if [tensor.shape for tensor in one] != [tensor.shape for tensor in other]:
+        return False
+    for a, b in zip(one, other, strict=True):
+        most = float(b.double().nan_to_num(0, 0, 0).abs().max()) if b.numel() else 0.0
+        if not torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance * most, equal_nan=True):
+            return False
+    return True
 
 
 def _tensors(value: Any) -> list[_Traced]:
