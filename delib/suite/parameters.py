@@ -92,14 +92,18 @@ def _leaves(value: Any, keys: bool = False) -> Iterator[Any]:
         yield value
 
 
-def read_cells(notebook: Path) -> list[dict[str, Any]]:
-    """The cells of a notebook of format 4, each ``source`` as one string. Raises ValueError if it is not one."""
+def read_cells(notebook: Path) -> list[Any]:
+    """The cells of a notebook of format 4, as nbformat reads them. Raises ValueError if it is not one."""
+    import nbformat  # the command line needs to be quick
+
     try:
-        content = json.loads(notebook.read_text(encoding="utf-8"))
-        if content["nbformat"] != 4:
-            raise ValueError(f"format {content['nbformat']}")
-        return [{"metadata": {}, **cell, "source": "".join(cell["source"])} for cell in content["cells"]]
-    except (ValueError, KeyError, TypeError) as error:
+        book = nbformat.v4.reads(notebook.read_text(encoding="utf-8"))
+        if book.nbformat != 4:
+            raise ValueError(f"format {book.nbformat}")
+        if not all(isinstance(cell["source"], str) for cell in book.cells):
+            raise TypeError("a cell's source is no text")
+        return list(book.cells)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{notebook}: not a notebook of format 4 ({error}); save it again with JupyterLab") from None
 
 
