@@ -84,9 +84,10 @@ def _within(value: Any, allowed: str) -> bool:
 
 def _leaves(value: Any, keys: bool = False) -> Iterator[Any]:
     """All numbers and texts in a literal, however deep; with ``keys`` those of dicts too."""
-    if isinstance(value, (list, dict)):
-        elements = list(value.values()) if isinstance(value, dict) else value
-        for element in [*value, *elements] if keys and isinstance(value, dict) else elements:
+    if isinstance(value, dict):
+        value = [*(value if keys else ()), *value.values()]
+    if isinstance(value, list):
+        for element in value:
             yield from _leaves(element, keys)
     else:
         yield value
@@ -276,12 +277,12 @@ def conform(value: Any, default: Any) -> Any:
         return float(value)
     if type(value) is not type(default) or (type(default) is float):
         raise ValueError(f"{value!r} is not {_kind(default)}")
-    if isinstance(default, list) and default:
-        return [conform(element, default[0]) for element in value] if _uniform(default) else value
-    if isinstance(default, dict) and default:
-        first = next(iter(default.values()))
-        return {k: conform(v, first) for k, v in value.items()} if _uniform(list(default.values())) else value
-    return value
+    elements = list(default.values()) if isinstance(default, dict) else default if isinstance(default, list) else []
+    if len({type(element) for element in elements}) != 1:
+        return value
+    if isinstance(value, dict):
+        return {name: conform(element, elements[0]) for name, element in value.items()}
+    return [conform(element, elements[0]) for element in value]
 
 
 def named_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Path]:
@@ -295,10 +296,6 @@ def named_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Path]:
         except (OSError, ValueError, RuntimeError, TypeError):
             pass  # no text, too long for a name, a NUL in it, the home of nobody
     return found
-
-
-def _uniform(values: list[Any]) -> bool:
-    return len({type(value) for value in values}) == 1
 
 
 def _kind(value: Any) -> str:

@@ -74,12 +74,12 @@ def publish_reference(run: str = "quick") -> Path:
 def common(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The circumstances that all records share; ``differs`` stands where they do not."""
     keys = ("seed", "machine", "device", "threads", "git_revision", "versions")
-    shared: dict[str, Any] = {}
-    for key in keys:
-        values = [record[key] for record in records.values() if key in record]
-        if values:
-            shared[key] = values[0] if all(value == values[0] for value in values) else "differs, see the pages"
-    return shared
+    found = {key: [record[key] for record in records.values() if key in record] for key in keys}
+    return {
+        key: values[0] if all(value == values[0] for value in values) else "differs, see the pages"
+        for key, values in found.items()
+        if values
+    }
 
 
 def duration(seconds: float) -> str:
