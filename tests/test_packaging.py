@@ -26,7 +26,7 @@ PLATFORMS = (
 )
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # Distributions whose modules have another name, so that the test needs no installed metadata.
-NAMES = {"cv2": "opencv-python", "IPython": "ipython", "PIL": "pillow", "yaml": "pyyaml"}
+NAMES = {"bs4": "beautifulsoup4", "cv2": "opencv-python", "IPython": "ipython", "PIL": "pillow", "yaml": "pyyaml"}
 
 
 def direct_requirements() -> list[Requirement]:
