@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 import delib
+from delib.files import check_output
 from delib.suite.runner import JOBS
 
 Profile = Annotated[
@@ -104,7 +105,7 @@ def reference() -> None:
 @app.command()
 def encode(
     weights: Annotated[Path, typer.Argument(help="A state dict as .safetensors; its zeros are the pruned weights.")],
-    out: Annotated[Path, typer.Argument(help="The .delib file to write.")],
+    out: Annotated[Path, typer.Argument(help="The .delib file to write.", callback=check_output)],
     bits: Annotated[int, typer.Option(min=1, max=16, help="Bits per survivor.")] = 4,
     method: Annotated[str, typer.Option(help="How levels are placed: kmeans or uniform.")] = "kmeans",
 ) -> None:
@@ -112,21 +113,26 @@ def encode(
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from delib.coding import quantize_tensors, save
+    from delib.coding import LevelTensor, quantize_tensors, save
 
     try:
         state = load(weights.read_bytes())
     except SafetensorError as error:
         raise ValueError(f"{weights}: not a .safetensors file ({error})") from None
-    size = save(quantize_tensors(state, bits, method), out)
+    network = quantize_tensors(state, bits, method)
+    size = save(network, out)
     dense = 4 * sum(tensor.numel() for tensor in state.values())
-    typer.echo(f"{out}: {size:,} bytes, {dense / size:.1f} times smaller than float32")
+    # What numpy does not know, and all weights with levels, whichever floats they were.
+    float32 = {name for name, t in network.items() if isinstance(t, LevelTensor) or t.dtype == "float32"}
+    others = {str(state[name].dtype).removeprefix("torch.") for name in float32} - {"float32"}
+    said = f"; tensors of {', '.join(sorted(others))} were read as float32 and come back so" if others else ""
+    typer.echo(f"{out}: {size:,} bytes, {dense / size:.1f} times smaller than float32{said}")
 
 
 @app.command()
 def decode(
     file: Annotated[Path, typer.Argument(help="A .delib file.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.", callback=check_output)],
 ) -> None:
     """Write the network of a .delib file as a plain state dict."""
     from safetensors.numpy import save
@@ -147,27 +153,34 @@ def _dense(file: Path) -> dict[str, Any]:
 @app.command()
 def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> None:
     """Show what a .delib file holds: shape, sparsity, bits per survivor and bytes of each tensor, and the total."""
-    from delib.coding import container as encode
+    import numpy as np
 
-    tensors, sizes = encode.read(file), encode.sizes(file.read_bytes())
+    from delib.coding import LevelTensor, load
+    from delib.coding.container import sizes
+
+    network, bytes_of, total = load(file), sizes(file.read_bytes()), file.stat().st_size
     row = "{:<28} {:>18} {:>9} {:>5} {:>12}".format
     typer.echo(row("tensor", "shape", "sparsity", "bits", "bytes"))
-    for name, tensor in tensors.items():
-        if isinstance(tensor, encode.LevelTensor):
-            mask, bits = tensor.mask, max(len(tensor.codebook) - 1, 1).bit_length()
-            cells = "×".join(map(str, mask.shape)), f"{1 - mask.mean():.2%}", bits
+    dense = weights = zeros = 0
+    for name, tensor in network.items():
+        if isinstance(tensor, LevelTensor):
+            array, bits = tensor.dense(), max(len(tensor.codebook) - 1, 1).bit_length()
+            zero = array.size - int(np.count_nonzero(array))  # counted on the values, as a level may be zero itself
+            weights, zeros, share = weights + array.size, zeros + zero, f"{zero / max(array.size, 1):.2%}"
         else:
-            cells = "×".join(map(str, tensor.shape)), "", 8 * tensor.itemsize
-        typer.echo(row(name, *cells, f"{sizes[name]:,}"))
-    values = sum(t.mask.size if isinstance(t, encode.LevelTensor) else t.size for t in tensors.values())
-    total = file.stat().st_size
-    typer.echo(f"{total:,} bytes with header and checksum; {4 * values / total:.1f} times smaller than float32")
+            array, share, bits = tensor, "", 8 * tensor.itemsize
+        dense += 4 * array.size
+        typer.echo(row(name, "×".join(map(str, array.shape)), share, bits, f"{bytes_of[name]:,}"))
+    typer.echo(
+        f"{total:,} bytes with header and checksum, {dense / total:.1f} times smaller than the {dense:,} of float32; "
+        f"{zeros:,} of {weights:,} weights are zero ({zeros / max(weights, 1):.2%})"
+    )
 
 
 @app.command()
 def export(
     file: Annotated[Path, typer.Argument(help="A .delib file of a YOLOv3 or YOLOv3-tiny.")],
-    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.", callback=check_output)],
     to: Annotated[
         Literal["darknet"], typer.Option("--format", help="darknet: a .weights file and its .cfg.")
     ] = "darknet",

@@ -28,9 +28,20 @@ def project_root() -> Path:
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
 
+def check_output(path: Path) -> Path:
+    """``path``, where a file can be written to it. Raises ValueError where something else stands there, as a pipe."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'pipe or device'}; name a plain file")
+    return path
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it on success and removed on any failure or interrupt."""
+    """A temporary name beside ``path``, renamed to it on success and removed on any failure or interrupt.
+
+    A link stays: the file that it points to is replaced. Raises ValueError on a folder, pipe or device.
+    """
+    path = check_output(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -115,8 +115,35 @@ def test_inspect_shows_what_is_in_a_file(delib: Any, tmp_path: Path, state: dict
     assert table["conv.weight"][0] == "4×2×3×3"
     assert table["fc1.bias"] == ["30", "32", "120"]
     size = (tmp_path / "w.delib").stat().st_size
-    assert total.startswith(f"{size:,} bytes with header and checksum; ")
+    zeros = sum(int((state[name] == 0).sum()) for name in ("fc1.weight", "conv.weight"))
+    assert total == (
+        f"{size:,} bytes with header and checksum, {4 * 1302 / size:.1f} times smaller than the 5,208 of float32; "
+        f"{zeros:,} of 1,272 weights are zero ({zeros / 1272:.2%})"
+    )
     assert sum(int(row[-1].replace(",", "")) for row in table.values()) < size
+
+
+def test_other_floats_are_said_to_come_back_as_float32(delib: Any, tmp_path: Path) -> None:
+    types = {"a": torch.bfloat16, "b": torch.float16, "c": torch.float8_e4m3fn, "d": torch.float32}
+    mixed = {name: torch.ones(3, 4).to(dtype) for name, dtype in types.items()}
+    kept = {"norm": torch.ones(4, dtype=torch.float16), "count": torch.tensor(7)}
+    save_file(mixed | kept, tmp_path / "w.safetensors")
+    code, out, _ = delib("encode", tmp_path / "w.safetensors", tmp_path / "w.delib")
+    assert code == 0
+    said = "; tensors of bfloat16, float16, float8_e4m3fn were read as float32 and come back so"
+    assert only_line(out).endswith(f" times smaller than float32{said}")
+    delib("decode", tmp_path / "w.delib", tmp_path / "out.safetensors")
+    decoded = load_file(tmp_path / "out.safetensors")
+    assert {decoded[name].dtype for name in types} == {torch.float32}
+    assert {name: decoded[name].dtype for name in kept} == {name: tensor.dtype for name, tensor in kept.items()}
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "export"])
+def test_a_pipe_is_refused_before_any_work(delib: Any, tmp_path: Path, command: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code, out, err = delib(command, tmp_path / "none", tmp_path / "pipe")
+    assert (code, out) == (1, "")
+    assert only_line(err) == f"delib: {tmp_path / 'pipe'} is a pipe or device; name a plain file"
 
 
 @pytest.mark.parametrize("command", ["decode", "inspect", "export"])

@@ -2,11 +2,10 @@
 
 import hashlib
 
-import numpy as np
 import pytest
 
 from delib.data.download import DataUnavailable, FileSet
-from delib.data.images import FASHION_CLASSES, FASHION_MNIST_FILES, MNIST_FILES, fashion_mnist, mnist, read_idx
+from delib.data.images import FASHION_CLASSES, FASHION_MNIST_FILES, MNIST_FILES, fashion_mnist, mnist
 
 CONTENT = {"a.bin": b"alpha", "b.bin": b"beta"}
 
@@ -77,28 +76,6 @@ def test_offline_contacts_nothing(monkeypatch) -> None:
     with pytest.raises(DataUnavailable, match="DELIB_OFFLINE"):
         files(first=source).fetch()
     assert source.asked == []
-
-
-def idx(shape: tuple[int, ...], data: bytes) -> bytes:
-    return bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes() + data
-
-
-def test_idx_files_are_read_and_checked(tmp_path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(idx((2, 3), bytes(range(6))))
-    assert read_idx(path).tolist() == [[0, 1, 2], [3, 4, 5]]
-    for bad in (
-        b"",
-        b"\x1f\x8b\x08\x03....",
-        idx((2, 3), b"12345"),
-        idx((2, 3), b"1234567"),
-        idx((-2, -3), b"123456"),
-        idx((2,), b"")[:6],
-    ):
-        path.write_bytes(bad)
-        with pytest.raises(ValueError, match="x: ") as refusal:
-            read_idx(path)
-        assert "\n" not in str(refusal.value)
 
 
 def test_mnist_is_the_real_thing(monkeypatch) -> None:

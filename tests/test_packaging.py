@@ -26,7 +26,7 @@ PLATFORMS = (
 )
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # Distributions whose modules have another name, so that the test needs no installed metadata.
-NAMES = {"cv2": "opencv-python", "IPython": "ipython", "PIL": "pillow", "yaml": "pyyaml"}
+NAMES = {"bs4": "beautifulsoup4", "cv2": "opencv-python", "IPython": "ipython", "PIL": "pillow", "yaml": "pyyaml"}
 
 
 def direct_requirements() -> list[Requirement]:
@@ -120,7 +120,7 @@ def test_the_wheel_holds_the_whole_package(checkout: Path, tmp_path: Path) -> No
         assert "delib = delib.cli:main" in entry_points
         archive.extractall(tmp_path / "site")
     # From outside the checkout, the packaged module starts and finds its templates.
-    code = "import delib.suite.report as r; print(r.__file__, r._environment().list_templates())"
+    code = "import delib.suite.report as r; print(r.__file__, r.template('index.html.j2').name)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -130,7 +130,7 @@ def test_the_wheel_holds_the_whole_package(checkout: Path, tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "site") in done.stdout
-    assert "notebook.html.j2" in done.stdout
+    assert "index.html.j2" in done.stdout
 
 
 def dry_run(folder: Path, target: str) -> str:

@@ -24,6 +24,7 @@ SECRET_FOLDER = "/some/where"
         '<img alt="x" src="https://example.org/x.png">',
         "<script src='//example.org/x.js'></script>",
         "<IMG SRC=figure.png>",
+        '<img alt="of two, browsers take the first" src="https://example.org/x.png" src="data:,">',
         '<link rel="stylesheet" href="style.css">',
         '<iframe title="a > b" src="https://example.org"></iframe>',
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -46,6 +47,30 @@ def test_a_file_appears_under_its_name_only_when_whole(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_bytes() == b"half"
     assert everything_in(tmp_path) == ["a.bin"]
+
+
+def test_what_a_link_points_to_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    link, real = tmp_path / "link", tmp_path / "new" / "real.bin"
+    link.symlink_to("new/real.bin")
+    for content in (b"first", b"second"):
+        write_bytes(link, content)
+        assert link.is_symlink()
+        assert real.read_bytes() == content
+    assert everything_in(tmp_path / "new") == ["real.bin"]
+
+
+def test_pipes_devices_and_folders_are_refused_and_stay(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link, Path("/dev/null")):
+        before = path.stat().st_ino
+        with pytest.raises(ValueError, match=rf"^{path} is a pipe or device; name a plain file$"):
+            write_bytes(path, b"x")
+        assert path.stat().st_ino == before
+    with pytest.raises(ValueError, match=r" is a folder; name a plain file$"):
+        write_bytes(tmp_path, b"x")
+    assert everything_in(tmp_path) == []
 
 
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:

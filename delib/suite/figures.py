@@ -6,7 +6,6 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from html import escape
 from typing import Any
 
@@ -54,11 +53,6 @@ STYLE: Any = {  # matplotlib's own type for it lists every key of one version
 }
 
 
-def house_style() -> AbstractContextManager[None]:
-    """The house style, for a ``with`` block."""
-    return plt.rc_context(STYLE)
-
-
 def png(figure: Figure) -> bytes:
     """The figure as a PNG, sharp on high-density screens; the figure is closed."""
     buffer = io.BytesIO()
@@ -86,6 +80,15 @@ def show(figure: Figure | bytes, alt: str) -> None:
     display({"text/html": html, "text/plain": f"[figure: {alt}]"}, raw=True)
 
 
+def _tiles(count: int, columns: int, width: float, height: float, margin: float = 0) -> tuple[Figure, Any]:
+    """A figure of empty places for ``count`` images, each [width, height] in inches, and the places in their order."""
+    rows = math.ceil(count / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns + margin, height * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure, axes.flat
+
+
 def maps(
     panels: Mapping[str, Array], label: str, *, columns: int = 10, colours: str = "viridis", centred: bool = False
 ) -> Figure:
@@ -95,15 +98,12 @@ def maps(
     """
     values = np.stack([np.asarray(panel, float) for panel in panels.values()])
     high = np.nanmax(np.abs(values)) if centred else np.nanmax(values)
-    rows = math.ceil(len(panels) / columns)
-    with house_style():
-        figure, axes = plt.subplots(rows, columns, figsize=(1.15 * columns + 1.2, 1.35 * rows), squeeze=False)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for axis, title, panel in zip(axes.flat, panels, values, strict=False):
+    with plt.rc_context(STYLE):
+        figure, places = _tiles(len(panels), columns, 1.15, 1.35, margin=1.2)
+        for axis, title, panel in zip(places, panels, values, strict=False):
             shown = axis.imshow(panel, cmap=colours, vmin=-high if centred else 0, vmax=high)
             axis.set_title(title, fontsize=12, loc="center")
-        figure.colorbar(shown, ax=axes, label=label, shrink=0.9)
+        figure.colorbar(shown, ax=figure.axes, label=label, shrink=0.9)
     return figure
 
 
@@ -122,23 +122,19 @@ def curves(
     ``percent`` and ``logarithmic`` name the axes ("x", "y", "xy" or "") that are shares shown in percent, or on a
     logarithmic scale. ``level`` (name, value) draws a horizontal line to compare with.
     """
-    with house_style():
+    with plt.rc_context(STYLE):
         figure, axis = plt.subplots()
+        cloud: Any = {"linestyle": "", "markersize": 4, "alpha": 0.5} if points else {}
         for name, (xs, ys) in lines.items():
-            (line,) = axis.plot(xs, ys, label=name)
-            if points:
-                line.set(linestyle="", markersize=4, alpha=0.5)
+            axis.plot(xs, ys, label=name, **cloud)
         if level is not None:
             axis.axhline(level[1], color="0.35", linewidth=1.5, linestyle=(0, (6, 3)))
             axis.annotate(
                 level[0], (0.01, level[1]), xycoords=("axes fraction", "data"), va="bottom", fontsize=11, color="0.25"
             )
-        axis.set(xlabel=x, ylabel=y)
-        for name, single in (("x", axis.xaxis), ("y", axis.yaxis)):
-            if name in logarithmic:
-                axis.set(**{f"{name}scale": "log"})
-            if name in percent:
-                single.set_major_formatter(PercentFormatter(1.0))
+        axis.set(xlabel=x, ylabel=y, **{f"{name}scale": "log" for name in logarithmic})
+        for name in percent:
+            getattr(axis, f"{name}axis").set_major_formatter(PercentFormatter(1.0))
         axis.legend()
     return figure
 
@@ -157,7 +153,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = 
     """
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     single = len(groups) == 1
-    with house_style():
+    with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(8, 4))
         width = 0.8 / (1 if single else len(names))
         for i, name in enumerate(names):
@@ -181,17 +177,14 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = 
 def classified(images: Array, read: Array, true: Array, *, columns: int = 12, tile: float = 0.8) -> Figure:
     """Images [n, height, width] in tiles of ``tile`` inches, each under the class that the network reads: the class
     alone where it is right, a marked frame and "read → true ✗" where it is wrong."""
-    rows = math.ceil(len(images) / columns)
-    with house_style():
-        figure, axes = plt.subplots(rows, columns, figsize=(tile * columns, (tile + 0.22) * rows), squeeze=False)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for axis, image, got, label in zip(axes.flat, images, np.asarray(read), np.asarray(true), strict=False):
+    with plt.rc_context(STYLE):
+        figure, places = _tiles(len(images), columns, tile, tile + 0.22)
+        for axis, image, got, label in zip(places, images, np.asarray(read), np.asarray(true), strict=False):
+            wrong = str(got) != str(label)
             axis.set_axis_on()
             axis.set(xticks=[], yticks=[])
             axis.grid(visible=False)
-            wrong = str(got) != str(label)
-            axis.imshow(np.asarray(image), cmap="gray_r" if not wrong else "Oranges")
+            axis.imshow(np.asarray(image), cmap="Oranges" if wrong else "gray_r")
             for spine in axis.spines.values():
                 spine.set(visible=True, color=VERMILION if wrong else "0.8", linewidth=3 if wrong else 0.8)
             axis.set_title(f"{got} → {label} ✗" if wrong else str(got), fontsize=11, loc="center", pad=3)

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import ast
 import difflib
-import io
 import json
 import math
 import re
-import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +84,27 @@ def _within(value: Any, allowed: str) -> bool:
 
 def _leaves(value: Any, keys: bool = False) -> Iterator[Any]:
     """All numbers and texts in a literal, however deep; with ``keys`` those of dicts too."""
-    if isinstance(value, (list, dict)):
-        elements = list(value.values()) if isinstance(value, dict) else value
-        for element in [*value, *elements] if keys and isinstance(value, dict) else elements:
+    if isinstance(value, dict):
+        value = [*(value if keys else ()), *value.values()]
+    if isinstance(value, list):
+        for element in value:
             yield from _leaves(element, keys)
     else:
         yield value
 
 
-def read_cells(notebook: Path) -> list[dict[str, Any]]:
-    """The cells of a notebook of format 4, each ``source`` as one string. Raises ValueError if it is not one."""
+def read_cells(notebook: Path) -> list[Any]:
+    """The cells of a notebook of format 4, as nbformat reads them. Raises ValueError if it is not one."""
+    import nbformat  # the command line needs to be quick
+
     try:
-        content = json.loads(notebook.read_text(encoding="utf-8"))
-        if content["nbformat"] != 4:
-            raise ValueError(f"format {content['nbformat']}")
-        return [{"metadata": {}, **cell, "source": "".join(cell["source"])} for cell in content["cells"]]
-    except (ValueError, KeyError, TypeError) as error:
+        book = nbformat.v4.reads(notebook.read_text(encoding="utf-8"))
+        if book.nbformat != 4:
+            raise ValueError(f"format {book.nbformat}")
+        if not all(isinstance(cell["source"], str) for cell in book.cells):
+            raise TypeError("a cell's source is no text")
+        return list(book.cells)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{notebook}: not a notebook of format 4 ({error}); save it again with JupyterLab") from None
 
 
@@ -115,14 +120,14 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
         raise ValueError(f"{notebook.name}: has {len(tagged)} cells tagged `parameters`, needs exactly one")
     source = tagged[0]["source"]
     try:
-        statements, comments = ast.parse(source).body, _comments(source)
+        statements = ast.parse(source).body
     except SyntaxError as error:
         raise ValueError(f"{notebook.name}: the parameters cell is not Python ({error.msg})") from None
     parameters = {}
     for statement in statements:
         line = f"{notebook.name}: `{(ast.get_source_segment(source, statement) or '').splitlines()[0]}`"
         name, value = _assignment(statement, line)
-        if not (comment := comments.get(statement.end_lineno or 0, "")):
+        if not (comment := _comment_behind(statement, source)):
             raise ValueError(f"{line} in the parameters cell needs a comment behind it: range and meaning")
         parameters[name] = Parameter(value, comment)
         if parameters[name].range == RECIPE:
@@ -143,9 +148,7 @@ def _recipe(notebook: Path, name: str, named: Parameter) -> Parameter:
         raise ValueError(f"{notebook.stem}: profiles.toml has no recipe [{notebook.stem}.{name}.{base}]")
     fields = {}
     for path, comment in _field_comments(text, f"{notebook.stem}.{name}.{base}"):
-        value: Any = tables[base]
-        for key in path.split("."):
-            value = value[key]
+        value: Any = reduce(getitem, path.split("."), tables[base])
         if not comment:
             raise ValueError(f"profiles.toml: `{path}` of recipe {base} needs a comment behind it: range and meaning")
         fields[path] = Parameter(value, comment)
@@ -167,27 +170,6 @@ def _field_comments(text: str, section: str) -> Iterator[tuple[str, str]]:
     return ((name.removeprefix(f"{section}."), said) for name, said in found.items() if name.startswith(f"{section}."))
 
 
-def _flat(table: Mapping[str, Any], fields: Iterable[str], above: str = "") -> dict[str, Any]:
-    """A recipe's values by dotted names; only a sub-table of the base is gone into, another dict is a value."""
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        path = above + name
-        inner = isinstance(value, dict) and any(known.startswith(f"{path}.") for known in fields)
-        flat |= _flat(value, fields, f"{path}.") if inner else {path: value}
-    return flat
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        *tables, name = path.split(".")
-        inner = nested
-        for table in tables:
-            inner = inner.setdefault(table, {})
-        inner[name] = value
-    return nested
-
-
 def _assignment(statement: ast.stmt, line: str) -> tuple[str, Any]:
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)], value=node) | ast.AnnAssign(target=ast.Name(id=name), value=node):
@@ -200,9 +182,10 @@ def _assignment(statement: ast.stmt, line: str) -> tuple[str, Any]:
     raise ValueError(f"{line} in the parameters cell: only `name = literal  # comment` may stand there")
 
 
-def _comments(source: str) -> dict[int, str]:
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+def _comment_behind(statement: ast.stmt, source: str) -> str:
+    line = source.splitlines()[(statement.end_lineno or 0) - 1].encode()  # ast counts bytes
+    behind = line[statement.end_col_offset :].decode().strip()
+    return behind.strip("# ") if behind.startswith("#") else ""
 
 
 def check_parameters(
@@ -218,25 +201,39 @@ def check_parameters(
     """
     known = read_parameters(notebook)
     every = known | {f"{name}.{path}": p for name, outer in known.items() for path, p in outer.fields.items()}
-    flat: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     for name in sorted(given, key=lambda name: name.count(".")):  # a recipe before its fields
-        default, value, outer = _known(notebook, every, name).default, given[name], name.partition(".")[0]
+        parameter, value = _known(notebook, every, name), given[name]
+        outer, *tables = name.split(".")
         if text and isinstance(value, str):
-            value = from_text(value, default)
+            value = from_text(value, parameter.default)
         if not (recipe := known[outer]).fields:
-            flat[name] = value
+            chosen[name] = parameter.check(_where(notebook, name), value)
             continue
-        if not any(path.startswith(f"{outer}.") for path in flat):
-            flat |= _flat({outer: (over or {}).get(outer, recipe.default)}, every)
-        if name != outer:
-            flat[name] = value
-        elif isinstance(value, dict):
-            flat |= _flat({name: value}, every)
-        elif str(value) in recipe.recipes:
-            flat |= _flat({name: recipe.default}, every) | _flat({name: recipe.recipes[value]}, every)
+        base = chosen.get(outer, (over or {}).get(outer, recipe.default))
+        for table in reversed(tables):
+            value = {table: value}
+        if not isinstance(value, dict):
+            if str(value) not in recipe.recipes:
+                hint = _hint(str(value), recipe.recipes)
+                raise ValueError(f"{notebook.stem}: {name} has no recipe `{value}`; {hint}")
+            base, value = recipe.default, recipe.recipes[str(value)]
+        chosen[outer] = _laid_over(notebook, every, base, value, outer)
+    return chosen
+
+
+def _laid_over(
+    notebook: Path, every: Mapping[str, Parameter], base: Mapping[str, Any], given: Mapping[str, Any], table: str
+) -> dict[str, Any]:
+    """A recipe's table with the given values, checked, over the base's; only its sub-tables are gone into."""
+    laid = dict(base)
+    for name, value in given.items():
+        path = f"{table}.{name}"
+        if path not in every and isinstance(value, dict) and isinstance(base.get(name), dict):
+            laid[name] = _laid_over(notebook, every, base[name], value, path)
         else:
-            raise ValueError(f"{notebook.stem}: {name} has no recipe `{value}`; {_hint(str(value), recipe.recipes)}")
-    return _nested({name: _known(notebook, every, name).check(_where(notebook, name), v) for name, v in flat.items()})
+            laid[name] = _known(notebook, every, path).check(_where(notebook, path), value)
+    return laid
 
 
 def _known(notebook: Path, every: Mapping[str, Parameter], name: str) -> Parameter:
@@ -280,12 +277,12 @@ def conform(value: Any, default: Any) -> Any:
         return float(value)
     if type(value) is not type(default) or (type(default) is float):
         raise ValueError(f"{value!r} is not {_kind(default)}")
-    if isinstance(default, list) and default:
-        return [conform(element, default[0]) for element in value] if _uniform(default) else value
-    if isinstance(default, dict) and default:
-        first = next(iter(default.values()))
-        return {k: conform(v, first) for k, v in value.items()} if _uniform(list(default.values())) else value
-    return value
+    elements = list(default.values()) if isinstance(default, dict) else default if isinstance(default, list) else []
+    if len({type(element) for element in elements}) != 1:
+        return value
+    if isinstance(value, dict):
+        return {name: conform(element, elements[0]) for name, element in value.items()}
+    return [conform(element, elements[0]) for element in value]
 
 
 def named_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Path]:
@@ -299,10 +296,6 @@ def named_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Path]:
         except (OSError, ValueError, RuntimeError, TypeError):
             pass  # no text, too long for a name, a NUL in it, the home of nobody
     return found
-
-
-def _uniform(values: list[Any]) -> bool:
-    return len({type(value) for value in values}) == 1
 
 
 def _kind(value: Any) -> str:

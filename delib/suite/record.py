@@ -76,12 +76,11 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _is_literal(value: Any) -> bool:
-    """Whether a value can have come from a parameters cell; an imported table of functions cannot."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_literal(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(map(_is_literal, value))
-    return isinstance(value, (bool, int, float, str, type(None)))
+    """Whether JSON can hold a value, as all of a parameters cell; not so an imported table of functions."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 class Run:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from delib.files import write_bytes
 from delib.suite import claims, runner
-from delib.suite.pages import Page, read_page
+from delib.suite.explorer import template
+from delib.suite.pages import read_page
 from delib.suite.parameters import PROFILES
 from delib.suite.record import read_records, report_folder
 
@@ -27,20 +27,31 @@ def compile_report(run: str | Path = "quick") -> Path:
         raise ValueError(f"{folder} holds no executed notebook; make it with `delib report --profile {folder.name}`")
     runner.check_results(run)
     pages, records = [read_page(path) for path in executed], read_records(run)
-    environment = _environment()
-    _remove_strays(folder, pages)
-    for i, page in enumerate(pages):
-        html = environment.get_template("notebook.html.j2").render(
-            page=page,
-            record=records.get(page.name, {}),
-            before=pages[i - 1] if i else None,
-            after=pages[i + 1] if i + 1 < len(pages) else None,
-            run=folder.name,
-        )
-        write_bytes(folder / f"{page.name}.html", html.encode())
-    index = folder / "index.html"
-    write_bytes(index, _index(environment, folder.name, pages, records, claims.read_claims(run)).encode())
-    return index
+    for path in folder.glob("[0-9]*.html"):  # of notebooks that are no longer part of the run
+        if path.stem not in {page.name for page in pages}:
+            path.unlink()
+    for before, page, after in zip([None, *pages], pages, [*pages[1:], None]):
+        facts = {"page": page, "record": records.get(page.name, {}), "before": before, "after": after}
+        _write(folder, page.name, "notebook", facts)
+    return _write(folder, "index", "index", {"pages": pages, "records": records, **_summary(run, records)})
+
+
+def _write(folder: Path, name: str, template_name: str, facts: dict[str, Any]) -> Path:
+    path = folder / f"{name}.html"
+    html = template(f"{template_name}.html.j2").render(run=folder.name, duration=duration, **facts)
+    write_bytes(path, html.encode())
+    return path
+
+
+def _summary(run: str | Path, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the index says of all notebooks: the claims by who makes them, their verdicts, what records share."""
+    claimed = claims.read_claims(run)
+    verdicts = Counter(claim.verdict for claim in claimed)
+    return {
+        "groups": {name: [c for c in claimed if c.source == source] for source, name in claims.SOURCES.items()},
+        "counts": {verdict: verdicts[verdict] for verdict in (claims.REACHED, claims.NOT_REACHED, claims.NOT_MEASURED)},
+        "common": common(records),
+    }
 
 
 def publish_reference(run: str = "quick") -> Path:
@@ -60,44 +71,15 @@ def publish_reference(run: str = "quick") -> Path:
     return target / "index.html"
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("delib.suite"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["duration"] = duration
-    return environment
-
-
-def _index(
-    environment: Environment,
-    run: str,
-    pages: list[Page],
-    records: dict[str, dict[str, Any]],
-    claimed: list[claims.Claim],
-) -> str:
-    groups = {name: [claim for claim in claimed if claim.source == source] for source, name in claims.SOURCES.items()}
-    counts = {
-        verdict: sum(claim.verdict == verdict for claim in claimed)
-        for verdict in (claims.REACHED, claims.NOT_REACHED, claims.NOT_MEASURED)
-    }
-    return environment.get_template("index.html.j2").render(
-        run=run, pages=pages, records=records, groups=groups, counts=counts, common=common(records)
-    )
-
-
 def common(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The circumstances that all records share; ``differs`` stands where they do not."""
     keys = ("seed", "machine", "device", "threads", "git_revision", "versions")
-    shared: dict[str, Any] = {}
-    for key in keys:
-        values = [record[key] for record in records.values() if key in record]
-        if values:
-            shared[key] = values[0] if all(value == values[0] for value in values) else "differs, see the pages"
-    return shared
+    found = {key: [record[key] for record in records.values() if key in record] for key in keys}
+    return {
+        key: values[0] if all(value == values[0] for value in values) else "differs, see the pages"
+        for key, values in found.items()
+        if values
+    }
 
 
 def duration(seconds: float) -> str:
@@ -108,10 +90,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
-def _remove_strays(folder: Path, pages: list[Page]) -> None:
-    """Remove pages of notebooks that are no longer part of the run."""
-    for path in folder.glob("[0-9]*.html"):
-        if path.stem not in {page.name for page in pages}:
-            path.unlink()

@@ -271,36 +271,14 @@ def _results(folder: Path) -> list[str]:
 def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: Path) -> None:
     """Run the notebook under a temporary name, renamed to ``executed``, or to ``<name>.failed.ipynb`` if it stops."""
     import papermill
-    from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import DeadKernelError
-    from traitlets.config import Config
 
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell what an interrupt leaves of nbclient
     executed.parent.mkdir(parents=True, exist_ok=True)
     working = executed.with_name(f".{executed.stem}.{os.getpid()}.ipynb")
     failed = executed.with_name(f"{executed.stem}.failed.ipynb")
     try:
-        variables = {"DELIB_BATCH": "1", "DELIB_RUN": str(folder), "TQDM_DISABLE": "1"}
-        with (
-            # Of each kernel, as they run side by side; sockets are called `kernel-1` and so on.
-            tempfile.TemporaryDirectory(prefix="delib-", dir=_room_for(len("/delib-12345678/kernel-1"))) as own,
-            _environment(**variables, PYDEVD_DISABLE_FILE_VALIDATION="1", JUPYTER_PATH=own),
-        ):
-            # The Python that runs this, whichever other one is registered as `python3` elsewhere.
-            write_kernel_spec(f"{own}/kernels/python3")
-            papermill.execute_notebook(
-                str(notebook),
-                str(working),
-                dict(values),
-                kernel_name="python3",
-                language="python",
-                cwd=str(notebook.parent),
-                request_save_on_cell_execute=False,  # no half-written file, whatever ends this process
-                # Between processes of this machine, not over TCP, where other users could read along.
-                config=Config(KernelManager={"transport": "ipc", "ip": f"{own}/kernel"}),
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-                progress_bar={"leave": False} if sys.stderr.isatty() else False,
-            )
+        with _kernel(folder) as options:
+            papermill.execute_notebook(str(notebook), str(working), dict(values), cwd=str(notebook.parent), **options)
         os.replace(working, executed)
         failed.unlink(missing_ok=True)
     except papermill.PapermillExecutionError as error:
@@ -319,15 +297,32 @@ def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: 
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables for the kernel that is started meanwhile; the former are put back afterwards."""
+def _kernel(folder: Path) -> Iterator[dict[str, Any]]:
+    """What papermill is told of the kernel, whose files and environment variables there are only meanwhile."""
+    from ipykernel.kernelspec import write_kernel_spec
+    from traitlets.config import Config
+
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell what an interrupt leaves of nbclient
     before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    # Of each kernel, as they run side by side; sockets are called `kernel-1` and so on.
+    with tempfile.TemporaryDirectory(prefix="delib-", dir=_room_for(len("/delib-12345678/kernel-1"))) as own:
+        variables = {"DELIB_BATCH": "1", "DELIB_RUN": str(folder), "TQDM_DISABLE": "1", "JUPYTER_PATH": own}
+        try:
+            os.environ.update(variables, PYDEVD_DISABLE_FILE_VALIDATION="1")
+            # The Python that runs this, whichever other one is registered as `python3` elsewhere.
+            write_kernel_spec(f"{own}/kernels/python3")
+            yield {
+                "kernel_name": "python3",
+                "language": "python",
+                "request_save_on_cell_execute": False,  # no half-written file, whatever ends this process
+                # Between processes of this machine, not over TCP, where other users could read along.
+                "config": Config(KernelManager={"transport": "ipc", "ip": f"{own}/kernel"}),
+                "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"],
+                "progress_bar": {"leave": False} if sys.stderr.isatty() else False,
+            }
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _room_for(characters: int) -> str | None:
