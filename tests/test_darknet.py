@@ -271,7 +271,8 @@ def replaced(old: str, new: str) -> str:
         ("", "begins with"),
         ("[convolutional]\nfilters=3", "begins with"),
         ("[net]\nnonsense", "line 2"),
-        ("[net]\n", "no [yolo]"),
+        ("[net]\n", "lacks height"),
+        ("[net]\nheight=32\nwidth=32\nchannels=3\n", "no [yolo]"),
         ("[net]\n" * 1200, "sections"),
         (replaced("[upsample]", "[dropout]"), "not supported"),
         (replaced("filters=8", "filters=0"), "filters"),
@@ -284,8 +285,8 @@ def replaced(old: str, new: str) -> str:
         (replaced("from=-2", "from=5"), "not before"),
         (replaced("layers=-1,3", "layers=-1,99"), "not before"),
         (replaced("filters=14", "filters=15"), "channels"),
-        (replaced("mask=1,2", "mask=1,3"), "mask and anchors"),
-        (replaced("anchors=3,4, ", "anchors=3,"), "mask and anchors"),
+        (replaced("mask=1,2", "mask=1,3"), "mask, num and anchors"),
+        (replaced("anchors=3,4, ", "anchors=3,"), "mask, num and anchors"),
         (SMALL_CFG + "[maxpool]\nsize=2\n", "only gives boxes"),
         (SMALL_CFG + "scale_x_y=1.05\n", "scale_x_y"),
     ],
@@ -299,7 +300,7 @@ def test_bad_descriptions_are_refused_in_one_line(cfg: str, says: str) -> None:
 
 
 def test_absurd_sizes_allocate_nothing(monkeypatch) -> None:
-    huge = "[net]\n" + "[convolutional]\nfilters=65536\nsize=3\n" * 3
+    huge = "[net]\nheight=32\nwidth=32\nchannels=3\n" + "[convolutional]\nfilters=65536\nsize=3\n" * 3
     monkeypatch.setattr(torch.nn, "Conv2d", lambda width, filters, size, *_, **__: torch.nn.Identity())
     with pytest.raises(ValueError, match="more than"):
         Darknet(parse_cfg(huge, "huge.cfg"))
