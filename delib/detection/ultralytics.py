@@ -23,6 +23,9 @@ READING_FAILS = (
     OSError, EOFError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError,
     pickle.UnpicklingError,
 )  # fmt: skip
+# Heads whose every output delib reads. Others (Pose, OBB, Classify, RTDETRDecoder, ...) give more, or something else:
+# their weights would be evolved without being looked at.
+HEADS = ("Detect", "v10Detect", "Segment", "Segment26")
 ASSETS_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
 
 
@@ -41,11 +44,14 @@ class Ultra(nn.Module):
         super().__init__()
         self.model = model
         head = self._head
-        if not all(hasattr(head, name) for name in ("reg_max", "stride", "nc", "nl", "dfl")):
-            raise ValueError(f"{type(head).__name__} is not a head that delib can read; use a detection or -seg model")
         # The head's fixed convolution, which turns distributions into distances, is done in `decode`: it is no
-        # weight to evolve.
+        # weight to evolve. Nor are branches that no output comes from: the second head of networks that are trained to
+        # give each object one box, and the classes of single pixels that help to train masks.
         head.dfl = nn.Identity()
+        for name in [name for name, _ in head.named_children() if name.startswith("one2one_")]:
+            setattr(head, name, None)
+        if hasattr(head, "proto"):
+            head.proto.semseg = None
         self.train(self.training)
 
     @property
@@ -60,11 +66,12 @@ class Ultra(nn.Module):
     def train(self, mode: bool = True) -> Ultra:
         super().train(mode)
         self._head.training = True  # the head's own flag alone: give raw outputs, decode nothing
+        if self.has_masks:
+            self._head.proto.training = False  # and give prototypes alone
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         raw = self.model(images)
-        raw = raw.get("one2many", raw)
         names = ("boxes", "scores", "mask_coefficient", "proto")
         return [raw[name] for name in names if name in raw]
 
@@ -104,19 +111,21 @@ def load_ultra(name: str | Path) -> Ultra:
     by its description (``yolo11n-seg.yaml``, which comes with ultralytics).
 
     Checkpoints are read with ``weights_only=True`` and ultralytics' list of allowed classes. Raises ValueError for a
-    file that is none, DataUnavailable for a checkpoint that is neither here nor can be fetched.
+    file that is none, or of a network that is not for detection or segmentation; DataUnavailable for a checkpoint that
+    is neither here nor can be fetched.
     """
     path = Path(name)
     tasks = library()
     if path.suffix == ".yaml":
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                description = tasks.yaml_model_load(path)
-                kind = tasks.SegmentationModel if "-seg" in path.stem else tasks.DetectionModel
-                return Ultra(kind(description, verbose=False)).eval()
+            description = tasks.yaml_model_load(path)
         except FileNotFoundError:
             raise ValueError(f"{name}: ultralytics has no such network description") from None
+        _check_head(path, description["head"][-1][2])
+        kind = tasks.SegmentationModel if "-seg" in path.stem else tasks.DetectionModel
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Ultra(kind(description, verbose=False)).eval()
     if path.suffix != ".pt":
         raise ValueError(f"{name}: expected an ultralytics checkpoint (.pt) or description (.yaml)")
     file = path if path.is_file() else _fetch(path)
@@ -125,7 +134,14 @@ def load_ultra(name: str | Path) -> Ultra:
     except READING_FAILS as error:
         reason = f"{type(error).__name__} {error}".splitlines()[0][:100]
         raise ValueError(f"{file}: not a checkpoint that ultralytics can read safely ({reason})") from None
+    _check_head(file, type(model.model[-1]).__name__)
     return Ultra(model).eval()
+
+
+def _check_head(path: Path, head: str) -> None:
+    if head not in HEADS:
+        wanted = "use a detection or segmentation network, such as yolo11n or yolo11n-seg"
+        raise ValueError(f"{path}: {head} is not a head that delib can read; {wanted}")
 
 
 def _fetch(path: Path) -> Path:
