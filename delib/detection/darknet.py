@@ -28,27 +28,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class MaxPool(nn.Module):
-    """Darknet's max pooling: ``size - 1`` rows and columns of padding, the larger half of them right and below."""
+class MaxPool(nn.MaxPool2d):
+    """Darknet's max pooling: the larger half of the padding lies right and below (src/maxpool_layer.c)."""
 
     def __init__(self, size: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.size, self.stride, self.padding = size, stride, padding
+        super().__init__(size, stride)
+        before = padding // 2
+        self.around = (before, padding - before) * 2
 
     def forward(self, x: Tensor) -> Tensor:
-        before = self.padding // 2
-        pads = [pad for length in (x.shape[3], x.shape[2]) for pad in (before, self._after(length, before))]
-        if any(pads):
-            x = F.pad(x, pads, value=-torch.inf)
-        return F.max_pool2d(x, self.size, self.stride)
-
-    def _after(self, length: int, before: int) -> int:
-        """Padding behind ``length`` values that is really looked at: often none at stride 2."""
-        windows = (length + self.padding - self.size) // self.stride + 1
-        return max(0, (windows - 1) * self.stride + self.size - length - before)
-
-    def extra_repr(self) -> str:
-        return f"size={self.size}, stride={self.stride}, padding={self.padding}"
+        return super().forward(F.pad(x, self.around, value=-torch.inf))
 
 
 @dataclass(frozen=True)
@@ -158,7 +147,7 @@ class Darknet(nn.Module):
         }
         if section.kind not in builders:
             known = ", ".join(builders)
-            raise ValueError(f"{section.where}: {section.kind[:40]!r} layers are not supported; delib knows {known}")
+            raise ValueError(f"{section.where}: this kind of layer is not supported; delib knows {known}")
         before = self._layers[-1].shape if self._layers else (self.channels, *self.size)
         layer = builders[section.kind](section, before)
         section.check()
@@ -166,7 +155,7 @@ class Darknet(nn.Module):
             raise ValueError(f"{section.where}: turns {_times(before)} values into {_times(layer.shape)}; refused")
         for source in layer.sources:
             if source >= 0 and self._layers[source].kind == "yolo":
-                raise ValueError(f"{section.where}: [{section.kind}] reads from a [yolo] layer, which only gives boxes")
+                raise ValueError(f"{section.where}: reads from a [yolo] layer, which only gives boxes")
         self._layers.append(layer)
 
     def _layer(self, section: Section, shape: tuple[int, int, int], **modules: nn.Module) -> _Layer:
@@ -266,15 +255,15 @@ def _times(shape: tuple[int, int, int]) -> str:
 
 def yolov3_tiny(seed: int = 0) -> Darknet:
     """YOLOv3-tiny for COCO's 80 classes, 8,858,734 values, still with random ones drawn from ``seed``."""
-    return _built(yolov3_tiny_cfg(), "yolov3-tiny", seed)
+    return _built(yolov3_tiny_cfg(), seed)
 
 
 def yolov3(seed: int = 0) -> Darknet:
     """YOLOv3 for COCO's 80 classes, 62,001,757 values, still with random ones drawn from ``seed``."""
-    return _built(yolov3_cfg(), "yolov3", seed)
+    return _built(yolov3_cfg(), seed)
 
 
-def _built(cfg: str, name: str, seed: int) -> Darknet:
+def _built(cfg: str, seed: int) -> Darknet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Darknet(parse_cfg(cfg, name)).eval()
+        return Darknet(parse_cfg(cfg)).eval()

@@ -75,7 +75,7 @@ class Section:
         if name not in self.options and default is not None:
             return list(default)
         if name not in self.options:
-            raise ValueError(f"{self.where}: [{self.kind}] lacks {name}")
+            raise ValueError(f"{self.where}: lacks {name}")
         try:
             values = [kind(item) for item in _uncommented(self.options[name]).split(",")]
         except ValueError:
@@ -91,11 +91,10 @@ class Section:
         for name in [option for option in self.options if option not in self.read | unused]:
             known = [value for option, value in neutral if option == name]
             if not known:
-                unknown = f"delib knows no option {name[:40]!r} of [{self.kind}]"
-                raise ValueError(f"{self.where}: {unknown}; remove it if it concerns training alone")
+                hint = "remove it if it concerns training alone"
+                raise ValueError(f"{self.where}: delib knows no option {name[:40]!r} here; {hint}")
             if not any(_same(self.options[name], value) for value in known):
-                expected = f"{name} of [{self.kind}] is supported only as {' or '.join(known)}"
-                raise ValueError(f"{self.where}: {expected}, not {self._seen(name)}")
+                raise ValueError(f"{self.where}: {name} must be {' or '.join(known)} here, not {self._seen(name)}")
 
     def _seen(self, name: str) -> str:
         return repr(self.options.get(name, "")[:40])
@@ -127,9 +126,9 @@ def parse_cfg(text: str, name: str = "cfg") -> list[Section]:
         where, line = f"{name}, line {number}", line.strip()
         if not line or line[0] in "#;":
             continue
-        if line.startswith("[") and line.endswith("]"):
-            kind = line[1:-1].strip()
-            sections.append(Section(ALIASES.get(kind, kind), where))
+        kind = line[1:-1].strip()
+        if line[0] + line[-1] == "[]" and kind.isidentifier():
+            sections.append(Section(ALIASES.get(kind, kind), f"{where}, [{kind[:40]}]"))
         elif "=" in line and sections:
             option, value = line.split("=", 1)
             sections[-1].options.setdefault(option.strip(), value.strip())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,39 +14,8 @@ from torch import Tensor, nn
 from delib.detection.darknet import Darknet
 from delib.files import atomic_path
 
-
-@dataclass(frozen=True)
-class Header:
-    """The beginning of a `.weights` file: darknet's version, and the number of images the network was trained on."""
-
-    major: int = 0
-    minor: int = 2
-    revision: int = 5
-    seen: int = 0
-
-    @property
-    def counter(self) -> str:
-        """The counter's type: 64 bits since version 0.2 (darknet, src/parser.c, load_weights_upto)."""
-        return "<Q" if self.major * 10 + self.minor >= 2 else "<I"
-
-    def pack(self) -> bytes:
-        return struct.pack("<3i", self.major, self.minor, self.revision) + struct.pack(self.counter, self.seen)
-
-    @classmethod
-    def read(cls, file: BinaryIO, path: Path) -> Header:
-        """Raises ValueError where the version is not one that darknet has written."""
-        version = file.read(12)
-        if len(version) < 12:
-            raise ValueError(f"{path}: too short for a darknet weights file; fetch it again")
-        header = cls(*struct.unpack("<3i", version))
-        if not (0 <= header.major <= 10 and 0 <= header.minor <= 100):  # darknet marks transposed files by 1000
-            raise ValueError(
-                f"{path}: darknet version {header.major}.{header.minor} is unknown; is this a darknet weights file?"
-            )
-        counter = file.read(struct.calcsize(header.counter))
-        if len(counter) < struct.calcsize(header.counter):
-            raise ValueError(f"{path}: too short for a darknet weights file; fetch it again")
-        return cls(header.major, header.minor, header.revision, struct.unpack(header.counter, counter)[0])
+# Darknet's version, and the number of images that the network was trained on, which nothing asks for.
+HEADER = struct.pack("<3iQ", 0, 2, 5, 0)
 
 
 def tensors(network: Darknet) -> Iterator[tuple[str, Tensor]]:
@@ -74,8 +42,8 @@ def value_count(network: Darknet) -> int:
     return sum(tensor.numel() for _, tensor in tensors(network))
 
 
-def read_weights(network: Darknet, path: str | Path) -> Header:
-    """Fill the network from a `.weights` file, in place; returns the file's header.
+def read_weights(network: Darknet, path: str | Path) -> None:
+    """Fill the network from a `.weights` file, in place.
 
     The file's size must be exactly what the network needs, which is checked before anything is read.
     Raises ValueError, in one line, for another network's file, a cut one, or values no network can work with
@@ -84,30 +52,29 @@ def read_weights(network: Darknet, path: str | Path) -> Header:
     path = Path(path)
     needed = 4 * value_count(network)
     with path.open("rb") as file:
-        header = Header.read(file, path)
-        held = path.stat().st_size - file.tell()
+        version = file.read(12)
+        major, minor, _ = struct.unpack("<3i", version) if len(version) == 12 else (-1, -1, -1)
+        if not (0 <= major <= 10 and 0 <= minor <= 100):  # darknet marks transposed files by 1000
+            raise ValueError(f"{path}: does not begin as a darknet weights file does; fetch it again, or name another")
+        # The counter has 64 bits since version 0.2 (darknet, src/parser.c, load_weights_upto).
+        file.seek(8 if major * 10 + minor >= 2 else 4, os.SEEK_CUR)
+        held = max(0, path.stat().st_size - file.tell())
         if held != needed:
             raise ValueError(
                 f"{path}: holds {held} bytes of values where this network has {needed}; "
                 f"it is {'cut off' if held < needed else 'too long'}, or belongs to another cfg"
             )
         for name, tensor in tensors(network):
-            values = np.fromfile(file, "<f4", tensor.numel())
-            if values.size != tensor.numel() or not np.isfinite(values).all():
-                raise ValueError(f"{path}: {name} is cut off or not finite; the file is damaged, fetch it again")
-            if name.endswith("running_var") and values.min() < 0:
-                raise ValueError(f"{path}: {name} is negative; the file is damaged, or belongs to another cfg")
-            tensor.copy_(torch.from_numpy(values.astype(np.float32, copy=False)).view(tensor.shape))
-    return header
+            values = np.fromfile(file, "<f4", tensor.numel()).astype(np.float32, copy=False)
+            if not np.isfinite(values).all() or (name.endswith("running_var") and values.min() < 0):
+                raise ValueError(f"{path}: {name} is not finite, or negative; the file is damaged, fetch it again")
+            tensor.copy_(torch.from_numpy(values).view(tensor.shape))
 
 
-def write_weights(network: Darknet, path: str | Path, header: Header | None = None) -> None:
-    """Write the network as a `.weights` file that any darknet runtime reads; atomically.
-
-    With the ``header`` that ``read_weights`` returned, what was read is written back byte for byte.
-    """
+def write_weights(network: Darknet, path: str | Path) -> None:
+    """Write the network as a `.weights` file that any darknet runtime reads; atomically."""
     with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
-        file.write((header or Header()).pack())
+        file.write(HEADER)
         for _, tensor in tensors(network):
             file.write(tensor.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
 
