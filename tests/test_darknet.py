@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opencv import OpenCV
+from scale import random_weights
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -21,8 +22,6 @@ from delib.detection.darknet import Darknet, MaxPool, yolov3, yolov3_tiny
 from delib.detection.darknet_cfg import parse_cfg, read_cfg, yolov3_cfg, yolov3_tiny_cfg
 from delib.detection.darknet_weights import (
     HEADER,
-    export_weights,
-    random_weights,
     read_weights,
     tensors,
     value_count,
@@ -164,7 +163,7 @@ def test_yolov3_tiny_agrees_with_opencv_on_a_photo(tmp_path) -> None:
         ours = network(image[None])
     for a, b in zip(ours, theirs, strict=True):
         assert np.abs(a.numpy() - b).max() < 1e-3
-    export_weights(yolov3_tiny(), network.state_dict(), tmp_path / "again.weights")
+    export_darknet(network.state_dict(), tmp_path / "again.weights")
     assert (tmp_path / "again.weights").read_bytes()[20:] == weights.read_bytes()[20:]
 
 
@@ -353,7 +352,7 @@ def test_a_student_is_written_for_darknet_and_others_are_refused(tmp_path) -> No
     assert all(torch.equal(a, b) for a, b in zip(network(images), read(images), strict=True))
     with pytest.raises(ValueError, match="another network"):
         export_darknet({"fc1.weight": np.zeros((3, 3))}, tmp_path / "x.weights")
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="does not fit"):
         export_darknet({**state, "c0.weight": np.zeros((3, 3))}, tmp_path / "x.weights")
     with pytest.raises(ValueError, match=r"another suffix"):
         export_darknet(state, tmp_path / "x.cfg")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,46 +77,3 @@ def write_weights(network: Darknet, path: str | Path) -> None:
         file.write(HEADER)
         for _, tensor in tensors(network):
             file.write(tensor.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
-
-
-def export_weights(network: Darknet, state: Mapping[str, Tensor | np.ndarray], path: str | Path) -> None:
-    """Write a state dict, such as a decoded student's, as a `.weights` file; ``network`` gives the layout.
-
-    ``network``'s own values are replaced by ``state``'s. Raises ValueError where a tensor is missing, has another
-    shape, or has no place in the file.
-    """
-    names = dict(tensors(network))
-    extra = [n for n in state if n not in names and not n.endswith("num_batches_tracked")]
-    wrong = [n for n, t in names.items() if n not in state or tuple(state[n].shape) != tuple(t.shape)]
-    if extra or wrong:
-        raise ValueError(
-            f"{path}: the values do not fit this darknet network (first difference: {(wrong + extra)[0]}); "
-            "choose the network that they were made from"
-        )
-    for name, tensor in names.items():
-        tensor.copy_(torch.as_tensor(state[name]))
-    write_weights(network, path)
-
-
-@torch.no_grad()
-def random_weights(network: Darknet, seed: int = 0) -> Darknet:
-    """Fill the network with plausible random values, in place, and return it: for proofs at full size without a file.
-
-    Weights are normal with variance 2 / inputs (He et al. 2015), so that activations neither vanish nor explode;
-    the batch norms' statistics are scattered around mean 0 and variance 1.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    kinds = network.kinds
-    for name, tensor in tensors(network):
-        noise = torch.randn(tensor.shape, generator=generator)
-        if tensor.dim() > 1:
-            noise *= (2 / tensor[0].numel()) ** 0.5
-        elif name.endswith(("running_var", "weight")):
-            noise = 1 + 0.1 * noise.clamp(-3, 3)
-            index = int(name.removeprefix("bn").split(".")[0])
-            if name.endswith("weight") and kinds[index + 1] == "shortcut":
-                noise *= 0.25  # else every sum of a residual block doubles the variance
-        else:
-            noise *= 0.1
-        tensor.copy_(noise)
-    return network

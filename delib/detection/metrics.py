@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 
 from delib.detection.coco import Labels
 from delib.detection.infer import CONFIDENT, LIKELY, SHOWN, Detections
@@ -115,11 +116,11 @@ def average_precision(
     results: list[dict[str, Any]] = []
     for photo, (found, known, (height, width)) in enumerate(zip(detections, labels, sizes, strict=True)):
         scale = known.boxes.new_tensor([width, height, width, height])
-        for object_ in _coco_objects(photo, known.boxes * scale, known.classes):
-            area = object_["bbox"][2] * object_["bbox"][3]
-            truth.append(object_ | {"id": len(truth) + 1, "iscrowd": 0, "area": area})
-        objects = _coco_objects(photo, found.boxes, found.classes)
-        results += [one | {"score": score} for one, score in zip(objects, found.scores.tolist(), strict=True)]
+        for cls, box in zip(known.classes.tolist(), _corner_and_size(known.boxes * scale), strict=True):
+            one = {"image_id": photo, "category_id": cls, "bbox": box, "area": box[2] * box[3]}
+            truth.append(one | {"id": len(truth) + 1, "iscrowd": 0})
+        rows = zip(found.classes.tolist(), _corner_and_size(found.boxes), found.scores.tolist(), strict=True)
+        results += [{"image_id": photo, "category_id": cls, "bbox": box, "score": score} for cls, box, score in rows]
     if not truth:
         raise ValueError("none of the photos has a labelled object, so there is no average precision")
     if not results:
@@ -133,11 +134,10 @@ def average_precision(
     return dict(zip(("ap", "ap50", "ap75"), (float(v) for v in np.asarray(evaluation.stats[:3])), strict=True))
 
 
-def _coco_objects(photo: int, boxes: Tensor, classes: Tensor) -> list[dict[str, Any]]:
-    """Objects as COCO writes them, with boxes as left, top, width, height."""
-    corners = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
-    pairs = zip(corners, classes.tolist(), strict=True)
-    return [{"image_id": photo, "category_id": cls, "bbox": box} for box, cls in pairs]
+def _corner_and_size(boxes: Tensor) -> list[list[float]]:
+    """Boxes as COCO writes them: left, top, width, height."""
+    boxes_: list[list[float]] = box_convert(boxes, "xyxy", "xywh").tolist()
+    return boxes_
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def mask_agreement(wanted: Sequence[Detections], found: Sequence[Detections]) ->
     agreement = [torch.zeros(0)]
     for ours, theirs in zip(wanted, found, strict=True):
         if ours.masks is None or theirs.masks is None:
-            raise ValueError("these detections have no masks; add them by with_masks")
+            raise ValueError("these detections have no masks; draw them by grabcut")
         matches = match(ours, theirs)
         hit = matches >= 0
         agreement.append(mask_iou(ours.masks[hit], theirs.masks[matches[hit]]))
@@ -177,7 +177,9 @@ def scores(
     shown = [found.above(SHOWN) for found in teacher], [found.above(SHOWN) for found in student]
     result = compare(*shown)
     objects = [masked(i, found[found.scores > CONFIDENT]) for i, found in enumerate(shown[0])]
-    finders = [masked(i, found[_finding(objects[i], found)]) for i, found in enumerate(shown[1])]
+    # Masks take time: only those that are compared are drawn, of detections that find an object.
+    matches = [match(wanted, found) for wanted, found in zip(objects, shown[1], strict=True)]
+    finders = [masked(i, found[matches[i][matches[i] >= 0]]) for i, found in enumerate(shown[1])]
     agreement = mask_agreement(objects, finders)
     metrics: dict[str, float] = {
         "objects": result.objects,
@@ -199,12 +201,6 @@ def scores(
     return metrics
 
 
-def _finding(objects: Detections, found: Detections) -> Tensor:
-    """Which detections find an object: only their masks are compared, and masks take time."""
-    matches = match(objects, found)
-    return matches[matches >= 0]
-
-
 # How the metrics of a compressed detector are read, in this order; each name with its format.
 READABLE = {
     "sparsity of all convolution weights": "{sparsity:.2%}",
@@ -224,8 +220,6 @@ def score_table(metrics: dict[str, float]) -> dict[str, str]:
     """Metrics as rows that can be read, those that there are."""
     rows = {}
     for name, form in READABLE.items():
-        try:
+        with suppress(KeyError):
             rows[name] = form.format(**metrics)
-        except KeyError:
-            continue
     return rows

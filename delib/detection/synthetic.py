@@ -125,7 +125,10 @@ def invert(
     if not norms:
         raise ValueError("the network's norms are folded, or it has none; give the network as it was loaded")
     targets = draw_targets(network, photos, odds, chance)
-    spectrum = _spectrum(photos.shape[-1]).to(photos)
+    # How far each Fourier coefficient moves: farther the lower its frequency.
+    side = photos.shape[-1]
+    frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
+    spectrum = (STRENGTH / frequency.clamp(min=1 / side).pow(FALL)).to(photos)
     waves = photos.new_zeros(*photos.shape[:2], *spectrum.shape, 2).requires_grad_()
     optimizer = torch.optim.Adam([waves], rate, betas=(0.9, 0.95))
     for step in range(steps):
@@ -135,7 +138,8 @@ def invert(
             outputs = network(_jittered(pictures, chance).contiguous(memory_format=torch.channels_last))
         values = targets.read([raw.float() for raw in outputs], 5 + len(odds))
         deviation = torch.stack([_deviation(call.module, call.input.float()) for call in seen]).sum()
-        loss = shortfall(values, targets) + len(photos) * STATISTICS * deviation + ROUGHNESS * _roughness(pictures)
+        roughness = pictures.diff(dim=2).square().sum() + pictures.diff(dim=3).square().sum()
+        loss = shortfall(values, targets) + len(photos) * STATISTICS * deviation + ROUGHNESS * roughness
         (waves.grad,) = torch.autograd.grad(loss, [waves])  # none of the network's own values
         optimizer.step()
     with torch.no_grad():
@@ -169,19 +173,12 @@ def draw_targets(network: Darknet, photos: Tensor, odds: Tensor, chance: torch.G
     return Targets(place, cls, box)
 
 
-def _spectrum(side: int) -> Tensor:
-    """How far each Fourier coefficient [side, side // 2 + 1] moves: farther the lower its frequency."""
-    frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
-    return STRENGTH / frequency.clamp(min=1 / side).pow(FALL)
-
-
 def _changed(photos: Tensor, waves: Tensor, spectrum: Tensor) -> Tensor:
     """The photos with ``waves`` added, before the sigmoid that keeps pixels in 0..1."""
     side = photos.shape[-1]
     change = torch.fft.irfft2(torch.view_as_complex(waves) * spectrum, s=(side, side), norm="ortho")
-    return torch.sigmoid(
-        photos.clamp(0.03, 0.97).logit() + torch.einsum("nchw,dc->ndhw", change, photos.new_tensor(COLOURS))
-    )
+    change = torch.einsum("nchw,dc->ndhw", change, photos.new_tensor(COLOURS))
+    return torch.sigmoid(photos.clamp(0.03, 0.97).logit() + change)
 
 
 def _jittered(pictures: Tensor, chance: torch.Generator) -> Tensor:
@@ -207,8 +204,3 @@ def _deviation(norm: nn.Module, x: Tensor) -> Tensor:
     shift = (x.mean((0, 2, 3)) - mean).square() / variance
     stretch = ((x.var((0, 2, 3)) + 1e-3) / (variance + 1e-3)).log().square()
     return shift.mean() + stretch.mean()
-
-
-def _roughness(pictures: Tensor) -> Tensor:
-    down, right = pictures.diff(dim=2).square().sum(), pictures.diff(dim=3).square().sum()
-    return down + right

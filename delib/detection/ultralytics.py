@@ -81,29 +81,23 @@ class Ultra(nn.Module):
         A box's sides are expected values of distributions over 0..bins-1 strides from its place (Li et al. 2020,
         generalized focal loss, eq. 6).
         """
-        places, strides = self._places(size, outputs[0])
+        from ultralytics.utils.tal import dist2bbox, make_anchors
+
+        strides = self._head.stride
+        grids = [outputs[0].new_empty(1, 1, *(int(side / stride) for side in size)) for stride in strides.tolist()]
+        places, scales = make_anchors(grids, strides)
         n, channels, _ = outputs[0].shape
         distances = outputs[0].view(n, 4, channels // 4, -1)
         if channels > 4:
             bins = torch.arange(channels // 4).to(distances)
             distances = (distances.softmax(2) * bins[:, None]).sum(2)
-        near, far = distances.view(n, 4, -1).mT.chunk(2, -1)
-        boxes = torch.cat([places - near, places + far], -1) * strides
+        boxes = dist2bbox(distances.view(n, 4, -1).mT, places, xywh=False) * scales
         return boxes, outputs[1].sigmoid().mT
 
     def masks(self, outputs: list[Tensor], photo: int, places: Tensor) -> Tensor:
         """Mask logits [places, height / 4, width / 4] of the boxes at ``places`` on one photo of the batch."""
         coefficients, prototypes = outputs[2][photo][:, places], outputs[3][photo]
         return torch.einsum("cp,chw->phw", coefficients, prototypes)
-
-    def _places(self, size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres [places, 2] of the cells of every scale, in strides, and the strides [places, 1] in pixels."""
-        places, strides = [], []
-        for stride in self._head.stride.tolist():
-            y, x = torch.meshgrid(*(torch.arange(int(side / stride)) for side in size), indexing="ij")
-            places.append(torch.stack([x.flatten(), y.flatten()], 1) + 0.5)
-            strides.append(torch.full((x.numel(), 1), stride))
-        return torch.cat(places).to(like), torch.cat(strides).to(like)
 
 
 def load_ultra(name: str | Path) -> Ultra:
