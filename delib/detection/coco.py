@@ -55,10 +55,8 @@ FILE_SETS = {SAMPLE_FILES.name: SAMPLE_FILES}
 
 @dataclass(frozen=True)
 class Labels:
-    """The objects on one photo: ``boxes`` [n, 4] as left, top, right, bottom and ``classes`` [n].
-
-    Coordinates are shares of the photo's width and height.
-    """
+    """The objects on one photo: ``boxes`` [n, 4] as left, top, right, bottom, in shares of its width and height, and
+    ``classes`` [n]."""
 
     boxes: Tensor
     classes: Tensor

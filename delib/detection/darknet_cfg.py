@@ -160,34 +160,25 @@ def _section(kind: str, **options: object) -> str:
     return f"[{kind}]\n" + "".join(f"{name}={value}\n" for name, value in options.items())
 
 
-def _net() -> str:
-    return _section("net", width=416, height=416, channels=3)
+NET = _section("net", width=416, height=416, channels=3)
 
 
 def _conv(filters: int, size: int = 3, stride: int = 1) -> str:
-    return _section(
-        "convolutional", batch_normalize=1, filters=filters, size=size, stride=stride, pad=1, activation="leaky"
-    )
+    options = {"filters": filters, "size": size, "stride": stride, "pad": 1, "activation": "leaky"}
+    return _section("convolutional", batch_normalize=1, **options)
 
 
 def _head(anchors: tuple[int, ...], mask: str) -> str:
     """The last convolution, with the numbers of 3 boxes at each place, and what they mean."""
-    convolution = _section(
-        "convolutional", filters=3 * (COCO_CLASSES + 5), size=1, stride=1, pad=1, activation="linear"
-    )
-    return convolution + _section(
-        "yolo", mask=mask, anchors=",".join(map(str, anchors)), classes=COCO_CLASSES, num=len(anchors) // 2
-    )
+    filters, places = 3 * (COCO_CLASSES + 5), ",".join(map(str, anchors))
+    convolution = _section("convolutional", filters=filters, size=1, stride=1, pad=1, activation="linear")
+    return convolution + _section("yolo", mask=mask, anchors=places, classes=COCO_CLASSES, num=len(anchors) // 2)
 
 
 def _finer(filters: int, skip: int) -> str:
     """From the features four layers back to twice their resolution, joined with those of layer ``skip``."""
-    return (
-        _section("route", layers=-4)
-        + _conv(filters, size=1)
-        + _section("upsample", stride=2)
-        + _section("route", layers=f"-1,{skip}")
-    )
+    up = _section("route", layers=-4) + _conv(filters, size=1) + _section("upsample", stride=2)
+    return up + _section("route", layers=f"-1,{skip}")
 
 
 def yolov3_tiny_cfg() -> str:
@@ -198,11 +189,10 @@ def yolov3_tiny_cfg() -> str:
     boxes come out too small: AP50 .22 instead of .39 on 150 photos of COCO val2017.
     """
     anchors = (10, 14, 23, 27, 37, 58, 81, 82, 135, 169, 344, 319)
-    backbone = "".join(
-        _conv(16 << i) + _section("maxpool", size=2, stride=2 if i < 5 else 1) for i in range(6)
-    )  # layers 0 to 11
+    halving = _section("maxpool", size=2, stride=2)
+    backbone = halving.join(_conv(16 << i) for i in range(6)) + _section("maxpool", size=2, stride=1)  # 0 to 11
     coarse = _conv(1024) + _conv(256, size=1) + _conv(512) + _head(anchors, "3,4,5")  # 12 to 16
-    return _net() + backbone + coarse + _finer(128, skip=8) + _conv(256) + _head(anchors, "1,2,3")
+    return NET + backbone + coarse + _finer(128, skip=8) + _conv(256) + _head(anchors, "1,2,3")
 
 
 def yolov3_cfg() -> str:
@@ -222,4 +212,4 @@ def yolov3_cfg() -> str:
     coarse = neck(512) + _head(anchors, "6,7,8")
     middle = _finer(256, skip=61) + neck(256) + _head(anchors, "3,4,5")
     fine = _finer(128, skip=36) + neck(128) + _head(anchors, "0,1,2")
-    return _net() + backbone + coarse + middle + fine
+    return NET + backbone + coarse + middle + fine

@@ -104,17 +104,20 @@ def compare(
 
 
 def average_precision(
-    detections: Sequence[Detections], labels: Sequence[Labels], sizes: Sequence[tuple[int, int]]
+    detections: Sequence[Detections], labels: Sequence[Labels | None], sizes: Sequence[tuple[int, int]]
 ) -> dict[str, float]:
     """COCO's ``ap`` (mean over IoU 0.50 to 0.95), ``ap50`` and ``ap75`` of detections made with threshold ``LEAST``.
 
-    ``labels`` and ``sizes`` (height, width) belong to the same photos. Classes without any label do not count.
+    ``labels`` and ``sizes`` (height, width) belong to the same photos. Photos of which labels are None, and classes
+    without any label, do not count. Raises ValueError where no photo has an object.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for photo, (found, known, (height, width)) in enumerate(zip(detections, labels, sizes, strict=True)):
+        if known is None:
+            continue
         scale = known.boxes.new_tensor([width, height, width, height])
         for cls, box in zip(known.classes.tolist(), _corner_and_size(known.boxes * scale), strict=True):
             one = {"image_id": photo, "category_id": cls, "bbox": box, "area": box[2] * box[3]}
@@ -134,10 +137,9 @@ def average_precision(
     return dict(zip(("ap", "ap50", "ap75"), (float(v) for v in np.asarray(evaluation.stats[:3])), strict=True))
 
 
-def _corner_and_size(boxes: Tensor) -> list[list[float]]:
+def _corner_and_size(boxes: Tensor) -> Any:
     """Boxes as COCO writes them: left, top, width, height."""
-    boxes_: list[list[float]] = box_convert(boxes, "xyxy", "xywh").tolist()
-    return boxes_
+    return box_convert(boxes, "xyxy", "xywh").tolist()
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -171,15 +173,14 @@ def scores(
     """All metrics of a student as a flat dict: retention and false positives, agreement of masks, average precision.
 
     Both sides were detected with threshold ``LEAST``, on photos of ``sizes`` (height, width). ``masked`` gives the
-    detections on the photo of that number with masks. Photos of which labels are None do not count for average
-    precision; without any there is none.
+    detections on the photo of that number with masks. Without labelled objects there is no average precision.
     """
-    shown = [found.above(SHOWN) for found in teacher], [found.above(SHOWN) for found in student]
-    result = compare(*shown)
-    objects = [masked(i, found[found.scores > CONFIDENT]) for i, found in enumerate(shown[0])]
+    seen, found_again = ([one.above(SHOWN) for one in side] for side in (teacher, student))
+    result = compare(seen, found_again)
+    objects = [masked(i, one[one.scores > CONFIDENT]) for i, one in enumerate(seen)]
     # Masks take time: only those that are compared are drawn, of detections that find an object.
-    matches = [match(wanted, found) for wanted, found in zip(objects, shown[1], strict=True)]
-    finders = [masked(i, found[matches[i][matches[i] >= 0]]) for i, found in enumerate(shown[1])]
+    matches = [match(wanted, one) for wanted, one in zip(objects, found_again, strict=True)]
+    finders = [masked(i, one[matches[i][matches[i] >= 0]]) for i, one in enumerate(found_again)]
     agreement = mask_agreement(objects, finders)
     metrics: dict[str, float] = {
         "objects": result.objects,
@@ -192,11 +193,9 @@ def scores(
         "confidence_gap": result.confidence_gap,
         "mask_iou": float(agreement.mean()) if len(agreement) else 1.0,
     }
-    known = [(i, label) for i, label in enumerate(labels) if label is not None]
-    if any(len(label) for _, label in known):
-        truth, shapes = [label for _, label in known], [sizes[i] for i, _ in known]
+    if any(labels):
         for side, found in (("teacher_", teacher), ("", student)):
-            precision = average_precision([found[i] for i, _ in known], truth, shapes)
+            precision = average_precision(found, labels, sizes)
             metrics |= {f"{side}{name}": precision[name] for name in ("ap", "ap50")}
     return metrics
 

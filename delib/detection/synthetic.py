@@ -125,10 +125,7 @@ def invert(
     if not norms:
         raise ValueError("the network's norms are folded, or it has none; give the network as it was loaded")
     targets = draw_targets(network, photos, odds, chance)
-    # How far each Fourier coefficient moves: farther the lower its frequency.
-    side = photos.shape[-1]
-    frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
-    spectrum = (STRENGTH / frequency.clamp(min=1 / side).pow(FALL)).to(photos)
+    spectrum = _spectrum(photos.shape[-1]).to(photos)
     waves = photos.new_zeros(*photos.shape[:2], *spectrum.shape, 2).requires_grad_()
     optimizer = torch.optim.Adam([waves], rate, betas=(0.9, 0.95))
     for step in range(steps):
@@ -171,6 +168,12 @@ def draw_targets(network: Darknet, photos: Tensor, odds: Tensor, chance: torch.G
     classes = torch.multinomial(odds, len(rows), True, generator=chance)
     place, cls, box = (values.to(photos.device) for values in (torch.tensor(rows), classes, torch.tensor(boxes)))
     return Targets(place, cls, box)
+
+
+def _spectrum(side: int) -> Tensor:
+    """How far each Fourier coefficient [side, side // 2 + 1] moves: farther the lower its frequency."""
+    frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
+    return STRENGTH / frequency.clamp(min=1 / side).pow(FALL)
 
 
 def _changed(photos: Tensor, waves: Tensor, spectrum: Tensor) -> Tensor:
