@@ -7,7 +7,6 @@ packages; ``library`` forbids all three before the import.
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,6 @@ from delib.data.download import DataUnavailable, download
 from delib.detection.letterbox import ULTRALYTICS
 from delib.files import cache_folder, write_bytes
 
-# What unpickling and ultralytics' own checks raise on a file that is no checkpoint.
-READING_FAILS = (
-    OSError, EOFError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError,
-    pickle.UnpicklingError,
-)  # fmt: skip
 # Heads whose every output delib reads. Others (Pose, OBB, Classify, RTDETRDecoder, ...) give more, or something else:
 # their weights would be evolved without being looked at.
 HEADS = ("Detect", "v10Detect", "Segment", "Segment26")
@@ -109,33 +103,31 @@ def load_ultra(name: str | Path) -> Ultra:
     is neither here nor can be fetched.
     """
     path = Path(name)
-    tasks = library()
-    if path.suffix == ".yaml":
-        try:
-            description = tasks.yaml_model_load(path)
-        except FileNotFoundError:
-            raise ValueError(f"{name}: ultralytics has no such network description") from None
-        _check_head(path, description["head"][-1][2])
-        kind = tasks.SegmentationModel if "-seg" in path.stem else tasks.DetectionModel
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return Ultra(kind(description, verbose=False)).eval()
-    if path.suffix != ".pt":
+    if path.suffix not in (".pt", ".yaml"):
         raise ValueError(f"{name}: expected an ultralytics checkpoint (.pt) or description (.yaml)")
-    file = path if path.is_file() else _fetch(path)
+    tasks = library()
+    file = path if path.suffix == ".yaml" or path.is_file() else _fetch(path)
     try:
-        model, _ = tasks.load_checkpoint(file)
-    except READING_FAILS as error:
+        if path.suffix == ".yaml":
+            description = tasks.yaml_model_load(path)
+            head = description["head"][-1][2]
+        else:
+            model, _ = tasks.load_checkpoint(file)
+            head = type(model.model[-1]).__name__
+    except FileNotFoundError:
+        raise ValueError(f"{name}: ultralytics has no such network description") from None
+    except Exception as error:  # whatever its readers raise on a file that is something else
         reason = f"{type(error).__name__} {error}".splitlines()[0][:100]
-        raise ValueError(f"{file}: not a checkpoint that ultralytics can read safely ({reason})") from None
-    _check_head(file, type(model.model[-1]).__name__)
-    return Ultra(model).eval()
-
-
-def _check_head(path: Path, head: str) -> None:
+        raise ValueError(f"{file}: no checkpoint or description that ultralytics can read safely ({reason})") from None
     if head not in HEADS:
         wanted = "use a detection or segmentation network, such as yolo11n or yolo11n-seg"
-        raise ValueError(f"{path}: {head} is not a head that delib can read; {wanted}")
+        raise ValueError(f"{file}: {head} is not a head that delib can read; {wanted}")
+    if path.suffix == ".yaml":
+        kind = tasks.SegmentationModel if head.startswith("Segment") else tasks.DetectionModel
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = kind(description, verbose=False)
+    return Ultra(model).eval()
 
 
 def _fetch(path: Path) -> Path:
