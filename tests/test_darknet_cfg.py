@@ -138,6 +138,8 @@ def test_sections_have_their_older_names() -> None:
         ("[route]", "[maxpool]\nsize=33\npadding=0\n[route]", "refused"),
         ("pad=1", "pad=0\npadding=1", ""),
         ("num=3", "num=2", "num"),
+        ("channels=3", "channels=1", "channels must be 3"),
+        ("[route]", "[route]\nlayers=0\n[yolo]\nclasses=13\nnum=1\nanchors=1,2\n[route]\nlayers=4", "classes must be 13"),
         ("num=3", "num=4", "num"),
         ("num=3", "", ""),
         ("mask=0,1,2\n", "", ""),
@@ -223,6 +225,6 @@ def test_a_mutated_cfg_is_refused_in_one_line_or_runs(base: str, chance: random.
     try:
         with torch.device("meta"):  # shapes alone: nothing is allocated, nothing computed
             network = Darknet(parse_cfg("\n".join(lines), "my.cfg"))
-            network(torch.empty(2, network.channels, *network.size))
+            network.decode(network(torch.empty(2, 3, *network.size)), network.size)
     except ValueError as refused:
         assert re.fullmatch(r"my\.cfg.{5,300}", str(refused))

@@ -16,6 +16,7 @@ from delib.detection.letterbox import DARKNET
 # 16 times YOLOv3, in weights as in any layer's output: nothing larger is allocated on the word of a cfg.
 MAX_VALUES = 1 << 30
 MAX_SIZE = 63  # of kernels, strides and paddings
+CHANNELS = 3
 # Darknet divides by sqrt(variance) + 1e-6 on a CPU, by sqrt(variance + 1e-5) on a GPU; OpenCV by sqrt(variance + 1e-6).
 # With this value raw outputs agree with OpenCV's to 1e-4, with 1e-5 to 1e-3.
 BATCH_NORM_EPSILON = 1e-6
@@ -81,7 +82,7 @@ class _Layer:
 
 
 class Darknet(nn.Module):
-    """A network described by a darknet cfg. Takes images [n, channels, height, width] (RGB, 0..1; height and width
+    """A network described by a darknet cfg. Takes images [n, 3, height, width] (RGB, 0..1; height and width
     multiples of the largest stride, 32 for YOLOv3), gives the raw output of every yolo layer in the cfg's order,
     each [n, anchors * (5 + classes), height / stride, width / stride], before any sigmoid.
 
@@ -97,7 +98,8 @@ class Darknet(nn.Module):
         super().__init__()
         net, *body = sections
         self.size = (net.integer("height", low=1), net.integer("width", low=1))
-        self.channels = net.integer("channels", low=1)
+        if net.integer("channels") != CHANNELS:
+            raise ValueError(f"{net.where}: channels must be {CHANNELS}, as photos have colours here")
         self.heads: list[Head] = []
         self._layers: list[_Layer] = []
         self._values = 0
@@ -148,7 +150,7 @@ class Darknet(nn.Module):
         if section.kind not in builders:
             known = ", ".join(builders)
             raise ValueError(f"{section.where}: this kind of layer is not supported; delib knows {known}")
-        before = self._layers[-1].shape if self._layers else (self.channels, *self.size)
+        before = self._layers[-1].shape if self._layers else (CHANNELS, *self.size)
         layer = builders[section.kind](section, before)
         section.check()
         if min(layer.shape) < 1 or max(math.prod(before), math.prod(layer.shape)) > MAX_VALUES:
@@ -237,6 +239,8 @@ class Darknet(nn.Module):
         if before[0] != len(mask) * (5 + classes):
             needed = f"{len(mask)} anchors and {classes} classes need {len(mask) * (5 + classes)} channels"
             raise ValueError(f"{section.where}: {needed}, the layer before has {before[0]}")
+        if self.heads and classes != self.heads[0].classes:
+            raise ValueError(f"{section.where}: classes must be {self.heads[0].classes}, as in the [yolo] before")
         self.heads.append(Head(tuple(anchors[i] for i in mask), classes))
         return self._layer(section, before)
 

@@ -50,8 +50,7 @@ class Placement:
     def back(self, boxes: Tensor) -> Tensor:
         """Boxes [n, 4] from the letterbox's pixels to the photo's, cut off at its edges."""
         boxes = (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
-        clipped: Tensor = clip_boxes_to_image(boxes, self.photo)
-        return clipped
+        return clip_boxes_to_image(boxes, self.photo)
 
     def back_masks(self, logits: Tensor, size: tuple[int, int], boxes: Tensor) -> Tensor:
         """Mask logits [n, rows, columns] over a letterbox of ``size`` as masks [n, *photo] (bool) inside ``boxes``."""
