@@ -139,7 +139,7 @@ def test_sections_have_their_older_names() -> None:
         ("pad=1", "pad=0\npadding=1", ""),
         ("num=3", "num=2", "num"),
         ("channels=3", "channels=1", "channels must be 3"),
-        ("[route]", "[route]\nlayers=0\n[yolo]\nclasses=13\nnum=1\nanchors=1,2\n[route]\nlayers=4", "classes must be 13"),
+        ("[route]", "[route]\nlayers=0\n[yolo]\nclasses=13\nanchors=1,2\n[route]\nlayers=4", "classes must be 13"),
         ("num=3", "num=4", "num"),
         ("num=3", "", ""),
         ("mask=0,1,2\n", "", ""),
