@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from delib.coding import container as encode
-from delib.detection.darknet_weights import random_weights, read_weights, tensors, value_count, write_weights
+from delib.detection.darknet import Darknet
+from delib.detection.darknet_weights import read_weights, tensors, value_count, write_weights
 from delib.detection.divergence import detection_divergence
 from delib.detection.zoo import NETWORKS, export_darknet
 from delib.evolution.criteria import criterion_named
@@ -85,6 +86,30 @@ def same(a: Any, b: Any) -> bool:
         fields = ("mask", "indices", "codebook")
         return isinstance(b, encode.LevelTensor) and all(same(getattr(a, f), getattr(b, f)) for f in fields)
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@torch.no_grad()
+def random_weights(network: Darknet, seed: int = 0) -> Darknet:
+    """Fill the network with plausible random values, in place, and return it: for proofs at full size without a file.
+
+    Weights are normal with variance 2 / inputs (He et al. 2015), so that activations neither vanish nor explode;
+    the batch norms' statistics are scattered around mean 0 and variance 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kinds = network.kinds
+    for name, tensor in tensors(network):
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() > 1:
+            noise *= (2 / tensor[0].numel()) ** 0.5
+        elif name.endswith(("running_var", "weight")):
+            noise = 1 + 0.1 * noise.clamp(-3, 3)
+            index = int(name.removeprefix("bn").split(".")[0])
+            if name.endswith("weight") and kinds[index + 1] == "shortcut":
+                noise *= 0.25  # else every sum of a residual block doubles the variance
+        else:
+            noise *= 0.1
+        tensor.copy_(noise)
+    return network
 
 
 def whole_way(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -212,24 +212,24 @@ def archive(*names: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_coco128_is_unpacked_by_names_alone(tmp_path, monkeypatch) -> None:
+def test_coco128_is_unpacked_once_and_nowhere_else(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DELIB_DATA", str(tmp_path / "cache"))
     asked = []
 
     def answer(url: str) -> bytes:
         asked.append(url)
         return archive(
-            "coco128/images/train2017/1.jpg", "coco128/labels/train2017/1.txt", "../../train2017/../evil.txt", "x.py"
+            "coco128/images/train2017/1.jpg", "coco128/labels/train2017/1.txt", "../../train2017/../evil.txt", "/y.txt"
         )
 
     monkeypatch.setattr(coco, "download", answer)
     folder = coco.coco128()
-    assert (folder / "images" / "1.jpg").is_file()
-    assert (folder / "labels" / "1.txt").is_file()
+    (found,) = coco.photos(folder)
+    assert found.labels is not None
+    assert len(found.labels) == 1
     assert coco.coco128() == folder
     assert len(asked) == 1
-    assert not list(tmp_path.glob("*.txt"))
-    assert not list(tmp_path.rglob("*.py"))
+    assert set(tmp_path.rglob("*.txt")) == set(folder.rglob("*.txt"))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])

@@ -9,7 +9,7 @@ from torchvision.ops import box_iou
 
 from delib.detection.coco import sample_photos
 from delib.detection.infer import Detections
-from delib.detection.masks import grabcut, with_masks
+from delib.detection.masks import grabcut
 from delib.detection.metrics import mask_agreement, mask_iou
 from delib.detection.overlays import GAP, PALETTE, below, describe, overlay, png, side_by_side
 
@@ -104,18 +104,8 @@ def test_agreement_is_of_the_objects_found() -> None:
     half[0, 30:] = False
     student = Detections(boxes[1:], torch.tensor([0.5]), torch.tensor([0]), half)
     assert mask_agreement([teacher], [student]).tolist() == [0.5]
-    with pytest.raises(ValueError, match="with_masks"):
+    with pytest.raises(ValueError, match="grabcut"):
         mask_agreement([teacher], [found()])
-
-
-def test_masks_are_the_network_s_own_where_it_has_some() -> None:
-    photo = scene(disc())
-    prompted = with_masks(photo, found())
-    assert prompted.masks is not None
-    assert torch.equal(prompted.masks, grabcut(photo, BOX))
-    own = with_masks(photo, replace(found(), masks=disc()[None]))
-    assert torch.equal(own.masks, disc()[None])
-    assert with_masks(photo, found()[:0]).masks.shape == (0, 120, 160)
 
 
 def test_overlays_show_box_mask_and_loss() -> None:

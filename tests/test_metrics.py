@@ -1,11 +1,13 @@
 """All metrics of a detector at once, on photos whose detections are known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from delib.detection.coco import Labels
 from delib.detection.infer import Detections
-from delib.detection.masks import with_masks
+from delib.detection.masks import grabcut
 from delib.detection.metrics import scores
 
 PHOTO = torch.randint(0, 255, (3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -17,7 +19,13 @@ def found(scores: list[float], classes: list[int]) -> Detections:
 
 
 def all_scores(teacher: list[Detections], student: list[Detections], labels: list[Labels | None]) -> dict[str, float]:
-    return scores(teacher, student, labels, [(60, 80)] * len(teacher), lambda _, one: with_masks(PHOTO, one))
+    return scores(
+        teacher,
+        student,
+        labels,
+        [(60, 80)] * len(teacher),
+        lambda _, one: replace(one, masks=grabcut(PHOTO, one.boxes)),
+    )
 
 
 def test_metrics_of_a_student_that_loses_one_object_and_sees_another() -> None:

@@ -11,7 +11,10 @@ import torch
 from delib.data.download import DataUnavailable
 from delib.detection.coco import sample_photos
 from delib.detection.infer import detect
-from delib.detection.ultralytics import Ultra, load_ultra
+from delib.detection.ultralytics import Ultra, library, load_ultra
+from delib.evolution import Cycle, evolve
+from delib.nn import sparsity
+from delib.nn.divergence import mse
 from delib.nn.layers import weight_layers
 
 
@@ -29,7 +32,9 @@ def plain(name: str) -> torch.nn.Module:
     return kind(tasks.yaml_model_load(name), verbose=False).eval()
 
 
-@pytest.mark.parametrize("name", ["yolo11n-seg.yaml", "yolov3-tinyu.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize(
+    "name", ["yolo11n-seg.yaml", "yolov3-tinyu.yaml", "yolo26n.yaml", "yolo26n-seg.yaml", "yolov10n.yaml"]
+)
 def test_boxes_are_those_that_ultralytics_decodes(name: str) -> None:
     adapted, images = load_ultra(name), torch.rand(2, 3, 64, 96)
     reference = plain(name)
@@ -56,6 +61,61 @@ def test_outputs_are_raw_in_both_modes(network: Ultra) -> None:
 
 def test_the_fixed_convolution_is_no_weight_to_evolve(network: Ultra) -> None:
     assert not [name for name in weight_layers(network) if "dfl" in name]
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo11n-seg", "yolov10n", "yolo26n-seg"])
+def test_every_weight_has_a_part_in_the_outputs(name: str) -> None:
+    adapted = load_ultra(f"{name}.yaml").train()
+    outputs = adapted(torch.rand(2, 3, 64, 64))
+    sum(output.square().sum() for output in outputs).backward()
+    idle = [n for n, m in weight_layers(adapted).items() if m.weight.grad is None or not m.weight.grad.any()]
+    assert not idle
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("yolov8n-pose", "Pose"),
+        ("yolo11n-pose", "Pose"),
+        ("yolov8n-obb", "OBB"),
+        ("yolo11n-obb", "OBB"),
+        ("yolo26n-pose", "Pose26"),
+        ("yolo26n-obb", "OBB26"),
+        ("yolo11n-cls", "Classify"),
+        ("rtdetr-l", "RTDETRDecoder"),
+        ("yolov8n-world", "WorldDetect"),
+        ("yoloe-11n-seg", "YOLOESegment"),
+    ],
+)
+def test_heads_of_which_something_would_not_be_read_are_refused_by_name(name: str, head: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}.*{head} is not a head") as refusal:
+        load_ultra(f"{name}.yaml")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_checkpoint_of_another_head_is_refused_by_name(tmp_path) -> None:
+    from ultralytics.nn import tasks
+
+    library()
+    path = tmp_path / "mine.pt"
+    torch.save({"model": tasks.PoseModel("yolo11n-pose.yaml", verbose=False), "train_args": {}}, path)
+    with pytest.raises(ValueError, match=r"mine\.pt.*Pose is not a head"):
+        load_ultra(path)
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
+def test_a_detection_network_evolves(name: str) -> None:
+    teacher = load_ultra(f"{name}.yaml")
+    targets = {"model.model.0.conv": 0.5, "model.model.1.conv": 0.4}
+
+    def divergence(student: list[torch.Tensor], goal: list[torch.Tensor]) -> torch.Tensor:
+        return sum(mse(ours, theirs) for ours, theirs in zip(student, goal, strict=True))
+
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    cycle = Cycle(population=2, share=0.5)
+    student = evolve(teacher, images, targets, cycle, divergence=divergence, progress=False).student
+    assert sparsity(student) > 0
+    assert divergence(student(images), teacher(images)) > 0
 
 
 def test_a_network_with_a_mask_head_brings_its_masks(network: Ultra) -> None:
@@ -103,14 +163,20 @@ def test_what_cannot_be_had_is_one_clear_line(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DELIB_DATA", str(tmp_path))
     monkeypatch.setenv("DELIB_OFFLINE", "1")
     (tmp_path / "junk.pt").write_bytes(b"hello" * 100)
+    torch.save({"model": torch.nn.Linear(2, 2), "train_args": {}}, tmp_path / "linear.pt")
+    (tmp_path / "yolo.yaml").write_text("head: 3\n")
+    (tmp_path / "yolo1.yaml").write_text("{[")
     cases = {
         "yolov3u.pt": (DataUnavailable, "DELIB_OFFLINE"),
         "yolov3.pt": (ValueError, "YOLOv3u"),
         str(tmp_path / "none.pt"): (ValueError, "no such file"),
-        str(tmp_path / "junk.pt"): (ValueError, "not a checkpoint"),
+        str(tmp_path / "junk.pt"): (ValueError, "no checkpoint"),
+        str(tmp_path / "linear.pt"): (ValueError, "no checkpoint"),
+        str(tmp_path / "yolo.yaml"): (ValueError, "no checkpoint or description"),
+        str(tmp_path / "yolo1.yaml"): (ValueError, "no checkpoint or description"),
         "nosuch.yaml": (ValueError, "no such network"),
         "yolo.onnx": (ValueError, "expected"),
-        "yolo11n-cls.yaml": (ValueError, "detection or -seg"),
+        "yolo11n-cls.yaml": (ValueError, "detection or segmentation"),
     }
     for name, (kind, says) in cases.items():
         with pytest.raises(kind, match=says) as refusal:

@@ -8,7 +8,7 @@ from delib.detection.darknet import Darknet
 from delib.detection.divergence import BACKGROUND, detection_divergence, position_weights
 from delib.detection.infer import CONFIDENT, LEAST, LIKELY, SHOWN, Detections, Detector, detect
 from delib.detection.letterbox import prepare
-from delib.detection.masks import with_masks
+from delib.detection.masks import grabcut
 from delib.detection.metrics import compare, match, score_table, scores
 from delib.detection.study import Study, Validation, calibration_inputs, classes_present
 from delib.detection.synthetic import synthesize
@@ -37,6 +37,7 @@ __all__ = [
     "detect",
     "detection_divergence",
     "export_darknet",
+    "grabcut",
     "load_darknet",
     "load_ultra",
     "load_yolo",
@@ -52,5 +53,4 @@ __all__ = [
     "scores",
     "shipped",
     "synthesize",
-    "with_masks",
 ]

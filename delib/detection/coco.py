@@ -15,23 +15,14 @@ import pandas as pd
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from delib.data.download import DataUnavailable, FileSet, debian_package, download, web
 from delib.files import cache_folder, write_bytes
 
-# COCO's 80 classes, numbered as in the labels of YOLO networks.
-# fmt: off
-CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
-    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
-    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
-    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
-    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
-    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)
-# fmt: on
+# COCO's 80 classes, numbered as in the labels of YOLO networks: torchvision's without those that COCO does not use.
+_NAMES = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+CLASSES = tuple(name for name in _NAMES if name not in ("__background__", "N/A"))
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_DEEP = (1 << 16) - 1  # white, in 16-bit grey
 MAX_LABEL_BYTES = 4 << 20
@@ -40,41 +31,32 @@ COCO128_URL = "https://github.com/ultralytics/assets/releases/download/v0.0.0/co
 # What darknet's authors show YOLOv3 on; their licence file says GPL-3+, MIT or WTFPL, as one likes. The checksums were
 # taken from the Debian package (the pinned archive is version 0.0.0+git20180914 for amd64, in Debian 12); whether the
 # authors' repository holds the same bytes could not be confirmed here.
+SAMPLES = {
+    "dog.jpg": "5a9522051c3cec2bbd2f6323fccba32e8fbf3ddcc2b3e2fd46b04c720bc6f866",
+    "eagle.jpg": "f95f57297fd51a6c5ddceb5ed6916fa759d1d65f402fee34c05b31a9608755c0",
+    "giraffe.jpg": "00dc48a9b2af8a1fe4c4b79319726591f1033c7e1150f21e7577a79f3b6659f1",
+    "horses.jpg": "c8f0a677a1356569e2ce71d2fa88c1030c0ae57ecf5e14170e02d9a86a20dcb4",
+    "kite.jpg": "87410f52f79cc256c3949b48a3548632c07c8e9943468ef8caa6250f6643be8e",
+    "person.jpg": "cdcbab947e46110fc2b77784ac54ddbbab2640f1e44cb5e91fc8984a9793a7d1",
+    "scream.jpg": "dcab7bae866fbb396e01ab27a9c8d2d40b3e80911dafb05a5fa18d1bac6b8d17",
+}
+SAMPLES_URL = "https://raw.githubusercontent.com/pjreddie/darknet/master/data/"
+PACKAGE = "9ca14d36112d242a782bfed4104fa5adcd2ae8bc599ab610f42eb609ee125a01"
 SAMPLE_FILES = FileSet(
     "darknet-samples",
+    SAMPLES,
     {
-        "dog.jpg": "5a9522051c3cec2bbd2f6323fccba32e8fbf3ddcc2b3e2fd46b04c720bc6f866",
-        "eagle.jpg": "f95f57297fd51a6c5ddceb5ed6916fa759d1d65f402fee34c05b31a9608755c0",
-        "giraffe.jpg": "00dc48a9b2af8a1fe4c4b79319726591f1033c7e1150f21e7577a79f3b6659f1",
-        "horses.jpg": "c8f0a677a1356569e2ce71d2fa88c1030c0ae57ecf5e14170e02d9a86a20dcb4",
-        "kite.jpg": "87410f52f79cc256c3949b48a3548632c07c8e9943468ef8caa6250f6643be8e",
-        "person.jpg": "cdcbab947e46110fc2b77784ac54ddbbab2640f1e44cb5e91fc8984a9793a7d1",
-        "scream.jpg": "dcab7bae866fbb396e01ab27a9c8d2d40b3e80911dafb05a5fa18d1bac6b8d17",
-    },
-    {
-        "the authors' repository": web(
-            {
-                f"{name}.jpg": f"https://raw.githubusercontent.com/pjreddie/darknet/master/data/{name}.jpg"
-                for name in ("dog", "eagle", "giraffe", "horses", "kite", "person", "scream")
-            }
-        ),
-        "Debian package darknet": debian_package(
-            "darknet",
-            "9ca14d36112d242a782bfed4104fa5adcd2ae8bc599ab610f42eb609ee125a01",
-            "usr/share/darknet/data/",
-        ),
+        "the authors' repository": web({name: SAMPLES_URL + name for name in SAMPLES}),
+        "Debian package darknet": debian_package("darknet", PACKAGE, "usr/share/darknet/data/"),
     },
 )
 FILE_SETS = {SAMPLE_FILES.name: SAMPLE_FILES}
-FETCH_SAMPLES = f"delib fetch {SAMPLE_FILES.name}"
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The objects on one photo: ``boxes`` [n, 4] as left, top, right, bottom and ``classes`` [n].
-
-    Coordinates are shares of the photo's width and height.
-    """
+    """The objects on one photo: ``boxes`` [n, 4] as left, top, right, bottom, in shares of its width and height, and
+    ``classes`` [n]."""
 
     boxes: Tensor
     classes: Tensor
@@ -114,10 +96,8 @@ class Photo:
         """Brightness in 0..65535 as the nearest one in 0..255, of which each is 257 times as much in 16 bits."""
         if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > MAX_DEEP:
             kind = "floating-point numbers" if grey.dtype.kind == "f" else f"from {grey.min()} to {grey.max()}"
-            raise ValueError(
-                f"{self.path}: its pixels are {kind}, whose black and white nobody says; "
-                f"save it with 8 bits, or with 16 (0 to {MAX_DEEP})"
-            )
+            hint = f"save it with 8 bits, or with 16 (0 to {MAX_DEEP})"
+            raise ValueError(f"{self.path}: its pixels are {kind}, whose black and white nobody says; {hint}")
         return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
@@ -167,12 +147,11 @@ def read_labels(path: Path) -> Labels:
         if not good or not 0 <= values[0] < 1 << 15 or np.abs(values[1:]).max() > 2:
             raise ValueError(f"{path}, line {number}: expected a class and relative coordinates; mend or remove it")
         classes.append(int(values[0]))
+        outline = values[1:].reshape(-1, 2)
         if len(values) == 5:
-            x, y, w, h = values[1:]
-            boxes.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-        else:
-            outline = values[1:].reshape(-1, 2)
-            boxes.append([*outline.min(0), *outline.max(0)])
+            centre, extent = outline
+            outline = np.stack([centre - extent / 2, centre + extent / 2])
+        boxes.append([*outline.min(0), *outline.max(0)])
     return Labels(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(classes).long())
 
 
@@ -188,8 +167,7 @@ def sample_photos() -> list[Photo]:
     if not all(path.is_file() for path in paths):
         raise DataUnavailable("the sample photos come with ultralytics; install it, or name a folder of images")
     with suppress(DataUnavailable):
-        further = SAMPLE_FILES.fetch()
-        paths += [further / name for name in SAMPLE_FILES.checksums]
+        paths += [SAMPLE_FILES.fetch() / name for name in SAMPLE_FILES.checksums]
     return [Photo(path) for path in paths]
 
 
@@ -202,12 +180,14 @@ def coco128() -> Path:
     folder = cache_folder() / "coco128"
     if not (folder / "complete").is_file():
         try:
-            _unpack_images(download(COCO128_URL), folder)
+            with zipfile.ZipFile(io.BytesIO(download(COCO128_URL))) as files:
+                if sum(entry.file_size for entry in files.infolist()) > MAX_ZIP_BYTES:
+                    raise ValueError("the archive unpacks to more than it should")
+                files.extractall(folder)  # which keeps within the folder whatever the entries are called
+            write_bytes(folder / "complete", b"")
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise DataUnavailable(
-                f"coco128: {str(error).splitlines()[0][:100]}; connect and try again, "
-                f"or name any folder of photos instead"
-            ) from error
+            hint = "connect and try again, or name any folder of photos instead"
+            raise DataUnavailable(f"coco128: {str(error).splitlines()[0][:100]}; {hint}") from error
     return folder
 
 
@@ -232,8 +212,13 @@ class PhotoSets:
     @property
     def checksums(self) -> dict[str, str]:
         """SHA-256 of each set: of its files' names and contents, in order."""
-        sets = {"recovery": self.recovery, "validation": self.validation, "tested": self.tested}
-        return {f"{name} photos": _digest(several) for name, several in sets.items()}
+        found = {}
+        for name in ("recovery", "validation", "tested"):
+            total = hashlib.sha256()
+            for photo in getattr(self, name):
+                total.update(photo.path.name.encode() + hashlib.sha256(photo.path.read_bytes()).digest())
+            found[f"{name} photos"] = total.hexdigest()
+        return found
 
 
 def photo_sets(images: str = "", more: str = "", tested: str = "", held_out: int = 60, seed: int = 0) -> PhotoSets:
@@ -252,9 +237,8 @@ def photo_sets(images: str = "", more: str = "", tested: str = "", held_out: int
     held = min(held_out, len(pool) // 2)
     validation, rest = [pool[i] for i in order[:held]], [pool[i] for i in order[held:]]
     measured = photos(tested) if tested else validation
-    note = f"Measured on {len(measured)} photos that neither calibration nor recovery sees" + (
-        "." if tested else "; choices are made on the same ones."
-    )
+    also = "" if tested else "; choices are made on the same ones"
+    note = f"Measured on {len(measured)} photos that neither calibration nor recovery sees{also}."
     recovery = base + rest if more else rest
     return PhotoSets(recovery, validation, measured, note, len(base) if more else len(rest))
 
@@ -268,30 +252,12 @@ def _pool(images: str) -> tuple[list[Photo], str]:
     except DataUnavailable as problem:
         reason = str(problem)
     several = sample_photos()
-    complete = len(several) > 2
-    count = "nine" if complete else "two"
+    count, missing = "nine", ""
+    if len(several) == 2:
+        count = "two"
+        missing = f" Seven more could not be had; connect and run `delib fetch {SAMPLE_FILES.name}`."
     return several, (
         f"Only the {count} sample photos ({reason}), and {count} photos measure nothing. The student is made and "
         f"measured on the same {count}: every number below shows that the code works, none how good the student is on "
-        "other photos." + ("" if complete else f" Seven more could not be had; connect and run `{FETCH_SAMPLES}`.")
+        f"other photos.{missing}"
     )
-
-
-def _digest(several: list[Photo]) -> str:
-    total = hashlib.sha256()
-    for photo in several:
-        total.update(photo.path.name.encode() + hashlib.sha256(photo.path.read_bytes()).digest())
-    return total.hexdigest()
-
-
-def _unpack_images(archive: bytes, folder: Path) -> None:
-    """Images and labels of a zip archive, by their names alone: ``images/x.jpg``, ``labels/x.txt``."""
-    kinds = {".jpg": "images", ".txt": "labels"}
-    with zipfile.ZipFile(io.BytesIO(archive)) as files:
-        entries = [e for e in files.infolist() if Path(e.filename).suffix in kinds and "train2017" in e.filename]
-        if sum(entry.file_size for entry in entries) > MAX_ZIP_BYTES:
-            raise ValueError("the archive unpacks to more than it should")
-        for entry in entries:
-            name = Path(entry.filename).name
-            write_bytes(folder / kinds[Path(name).suffix] / name, files.read(entry))
-    write_bytes(folder / "complete", b"")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,39 +14,8 @@ from torch import Tensor, nn
 from delib.detection.darknet import Darknet
 from delib.files import atomic_path
 
-
-@dataclass(frozen=True)
-class Header:
-    """The beginning of a `.weights` file: darknet's version, and the number of images the network was trained on."""
-
-    major: int = 0
-    minor: int = 2
-    revision: int = 5
-    seen: int = 0
-
-    @property
-    def counter(self) -> str:
-        """The counter's type: 64 bits since version 0.2 (darknet, src/parser.c, load_weights_upto)."""
-        return "<Q" if self.major * 10 + self.minor >= 2 else "<I"
-
-    def pack(self) -> bytes:
-        return struct.pack("<3i", self.major, self.minor, self.revision) + struct.pack(self.counter, self.seen)
-
-    @classmethod
-    def read(cls, file: BinaryIO, path: Path) -> Header:
-        """Raises ValueError where the version is not one that darknet has written."""
-        version = file.read(12)
-        if len(version) < 12:
-            raise ValueError(f"{path}: too short for a darknet weights file; fetch it again")
-        header = cls(*struct.unpack("<3i", version))
-        if not (0 <= header.major <= 10 and 0 <= header.minor <= 100):  # darknet marks transposed files by 1000
-            raise ValueError(
-                f"{path}: darknet version {header.major}.{header.minor} is unknown; is this a darknet weights file?"
-            )
-        counter = file.read(struct.calcsize(header.counter))
-        if len(counter) < struct.calcsize(header.counter):
-            raise ValueError(f"{path}: too short for a darknet weights file; fetch it again")
-        return cls(header.major, header.minor, header.revision, struct.unpack(header.counter, counter)[0])
+# Darknet's version, and the number of images that the network was trained on, which nothing asks for.
+HEADER = struct.pack("<3iQ", 0, 2, 5, 0)
 
 
 def tensors(network: Darknet) -> Iterator[tuple[str, Tensor]]:
@@ -74,8 +42,8 @@ def value_count(network: Darknet) -> int:
     return sum(tensor.numel() for _, tensor in tensors(network))
 
 
-def read_weights(network: Darknet, path: str | Path) -> Header:
-    """Fill the network from a `.weights` file, in place; returns the file's header.
+def read_weights(network: Darknet, path: str | Path) -> None:
+    """Fill the network from a `.weights` file, in place.
 
     The file's size must be exactly what the network needs, which is checked before anything is read.
     Raises ValueError, in one line, for another network's file, a cut one, or values no network can work with
@@ -84,72 +52,28 @@ def read_weights(network: Darknet, path: str | Path) -> Header:
     path = Path(path)
     needed = 4 * value_count(network)
     with path.open("rb") as file:
-        header = Header.read(file, path)
-        held = path.stat().st_size - file.tell()
+        version = file.read(12)
+        major, minor, _ = struct.unpack("<3i", version) if len(version) == 12 else (-1, -1, -1)
+        if not (0 <= major <= 10 and 0 <= minor <= 100):  # darknet marks transposed files by 1000
+            raise ValueError(f"{path}: does not begin as a darknet weights file does; fetch it again, or name another")
+        # The counter has 64 bits since version 0.2 (darknet, src/parser.c, load_weights_upto).
+        file.seek(8 if major * 10 + minor >= 2 else 4, os.SEEK_CUR)
+        held = max(0, path.stat().st_size - file.tell())
         if held != needed:
             raise ValueError(
                 f"{path}: holds {held} bytes of values where this network has {needed}; "
                 f"it is {'cut off' if held < needed else 'too long'}, or belongs to another cfg"
             )
         for name, tensor in tensors(network):
-            values = np.fromfile(file, "<f4", tensor.numel())
-            if values.size != tensor.numel() or not np.isfinite(values).all():
-                raise ValueError(f"{path}: {name} is cut off or not finite; the file is damaged, fetch it again")
-            if name.endswith("running_var") and values.min() < 0:
-                raise ValueError(f"{path}: {name} is negative; the file is damaged, or belongs to another cfg")
-            tensor.copy_(torch.from_numpy(values.astype(np.float32, copy=False)).view(tensor.shape))
-    return header
+            values = np.fromfile(file, "<f4", tensor.numel()).astype(np.float32, copy=False)
+            if not np.isfinite(values).all() or (name.endswith("running_var") and values.min() < 0):
+                raise ValueError(f"{path}: {name} is not finite, or negative; the file is damaged, fetch it again")
+            tensor.copy_(torch.from_numpy(values).view(tensor.shape))
 
 
-def write_weights(network: Darknet, path: str | Path, header: Header | None = None) -> None:
-    """Write the network as a `.weights` file that any darknet runtime reads; atomically.
-
-    With the ``header`` that ``read_weights`` returned, what was read is written back byte for byte.
-    """
+def write_weights(network: Darknet, path: str | Path) -> None:
+    """Write the network as a `.weights` file that any darknet runtime reads; atomically."""
     with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
-        file.write((header or Header()).pack())
+        file.write(HEADER)
         for _, tensor in tensors(network):
             file.write(tensor.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
-
-
-def export_weights(network: Darknet, state: Mapping[str, Tensor | np.ndarray], path: str | Path) -> None:
-    """Write a state dict, such as a decoded student's, as a `.weights` file; ``network`` gives the layout.
-
-    ``network``'s own values are replaced by ``state``'s. Raises ValueError where a tensor is missing, has another
-    shape, or has no place in the file.
-    """
-    names = dict(tensors(network))
-    extra = [n for n in state if n not in names and not n.endswith("num_batches_tracked")]
-    wrong = [n for n, t in names.items() if n not in state or tuple(state[n].shape) != tuple(t.shape)]
-    if extra or wrong:
-        raise ValueError(
-            f"{path}: the values do not fit this darknet network (first difference: {(wrong + extra)[0]}); "
-            "choose the network that they were made from"
-        )
-    for name, tensor in names.items():
-        tensor.copy_(torch.as_tensor(state[name]))
-    write_weights(network, path)
-
-
-@torch.no_grad()
-def random_weights(network: Darknet, seed: int = 0) -> Darknet:
-    """Fill the network with plausible random values, in place, and return it: for proofs at full size without a file.
-
-    Weights are normal with variance 2 / inputs (He et al. 2015), so that activations neither vanish nor explode;
-    the batch norms' statistics are scattered around mean 0 and variance 1.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    kinds = network.kinds
-    for name, tensor in tensors(network):
-        noise = torch.randn(tensor.shape, generator=generator)
-        if tensor.dim() > 1:
-            noise *= (2 / tensor[0].numel()) ** 0.5
-        elif name.endswith(("running_var", "weight")):
-            noise = 1 + 0.1 * noise.clamp(-3, 3)
-            index = int(name.removeprefix("bn").split(".")[0])
-            if name.endswith("weight") and kinds[index + 1] == "shortcut":
-                noise *= 0.25  # else every sum of a residual block doubles the variance
-        else:
-            noise *= 0.1
-        tensor.copy_(noise)
-    return network

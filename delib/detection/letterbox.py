@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import clip_boxes_to_image
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ class Placement:
 
     def back(self, boxes: Tensor) -> Tensor:
         """Boxes [n, 4] from the letterbox's pixels to the photo's, cut off at its edges."""
-        height, width = self.photo
         boxes = (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
-        return boxes.clamp(boxes.new_zeros(4), boxes.new_tensor([width, height, width, height]))
+        return clip_boxes_to_image(boxes, self.photo)
 
     def back_masks(self, logits: Tensor, size: tuple[int, int], boxes: Tensor) -> Tensor:
         """Mask logits [n, rows, columns] over a letterbox of ``size`` as masks [n, *photo] (bool) inside ``boxes``."""

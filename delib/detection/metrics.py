@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 
 from delib.detection.coco import Labels
 from delib.detection.infer import CONFIDENT, LIKELY, SHOWN, Detections
@@ -103,23 +104,26 @@ def compare(
 
 
 def average_precision(
-    detections: Sequence[Detections], labels: Sequence[Labels], sizes: Sequence[tuple[int, int]]
+    detections: Sequence[Detections], labels: Sequence[Labels | None], sizes: Sequence[tuple[int, int]]
 ) -> dict[str, float]:
     """COCO's ``ap`` (mean over IoU 0.50 to 0.95), ``ap50`` and ``ap75`` of detections made with threshold ``LEAST``.
 
-    ``labels`` and ``sizes`` (height, width) belong to the same photos. Classes without any label do not count.
+    ``labels`` and ``sizes`` (height, width) belong to the same photos. Photos of which labels are None, and classes
+    without any label, do not count. Raises ValueError where no photo has an object.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for photo, (found, known, (height, width)) in enumerate(zip(detections, labels, sizes, strict=True)):
+        if known is None:
+            continue
         scale = known.boxes.new_tensor([width, height, width, height])
-        for object_ in _coco_objects(photo, known.boxes * scale, known.classes):
-            area = object_["bbox"][2] * object_["bbox"][3]
-            truth.append(object_ | {"id": len(truth) + 1, "iscrowd": 0, "area": area})
-        objects = _coco_objects(photo, found.boxes, found.classes)
-        results += [one | {"score": score} for one, score in zip(objects, found.scores.tolist(), strict=True)]
+        for cls, box in zip(known.classes.tolist(), _corner_and_size(known.boxes * scale), strict=True):
+            one = {"image_id": photo, "category_id": cls, "bbox": box, "area": box[2] * box[3]}
+            truth.append(one | {"id": len(truth) + 1, "iscrowd": 0})
+        rows = zip(found.classes.tolist(), _corner_and_size(found.boxes), found.scores.tolist(), strict=True)
+        results += [{"image_id": photo, "category_id": cls, "bbox": box, "score": score} for cls, box, score in rows]
     if not truth:
         raise ValueError("none of the photos has a labelled object, so there is no average precision")
     if not results:
@@ -133,11 +137,9 @@ def average_precision(
     return dict(zip(("ap", "ap50", "ap75"), (float(v) for v in np.asarray(evaluation.stats[:3])), strict=True))
 
 
-def _coco_objects(photo: int, boxes: Tensor, classes: Tensor) -> list[dict[str, Any]]:
-    """Objects as COCO writes them, with boxes as left, top, width, height."""
-    corners = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
-    pairs = zip(corners, classes.tolist(), strict=True)
-    return [{"image_id": photo, "category_id": cls, "bbox": box} for box, cls in pairs]
+def _corner_and_size(boxes: Tensor) -> Any:
+    """Boxes as COCO writes them: left, top, width, height."""
+    return box_convert(boxes, "xyxy", "xywh").tolist()
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -154,7 +156,7 @@ def mask_agreement(wanted: Sequence[Detections], found: Sequence[Detections]) ->
     agreement = [torch.zeros(0)]
     for ours, theirs in zip(wanted, found, strict=True):
         if ours.masks is None or theirs.masks is None:
-            raise ValueError("these detections have no masks; add them by with_masks")
+            raise ValueError("these detections have no masks; draw them by grabcut")
         matches = match(ours, theirs)
         hit = matches >= 0
         agreement.append(mask_iou(ours.masks[hit], theirs.masks[matches[hit]]))
@@ -171,13 +173,14 @@ def scores(
     """All metrics of a student as a flat dict: retention and false positives, agreement of masks, average precision.
 
     Both sides were detected with threshold ``LEAST``, on photos of ``sizes`` (height, width). ``masked`` gives the
-    detections on the photo of that number with masks. Photos of which labels are None do not count for average
-    precision; without any there is none.
+    detections on the photo of that number with masks. Without labelled objects there is no average precision.
     """
-    shown = [found.above(SHOWN) for found in teacher], [found.above(SHOWN) for found in student]
-    result = compare(*shown)
-    objects = [masked(i, found[found.scores > CONFIDENT]) for i, found in enumerate(shown[0])]
-    finders = [masked(i, found[_finding(objects[i], found)]) for i, found in enumerate(shown[1])]
+    seen, found_again = ([one.above(SHOWN) for one in side] for side in (teacher, student))
+    result = compare(seen, found_again)
+    objects = [masked(i, one[one.scores > CONFIDENT]) for i, one in enumerate(seen)]
+    # Masks take time: only those that are compared are drawn, of detections that find an object.
+    matches = [match(wanted, one) for wanted, one in zip(objects, found_again, strict=True)]
+    finders = [masked(i, one[matches[i][matches[i] >= 0]]) for i, one in enumerate(found_again)]
     agreement = mask_agreement(objects, finders)
     metrics: dict[str, float] = {
         "objects": result.objects,
@@ -190,19 +193,11 @@ def scores(
         "confidence_gap": result.confidence_gap,
         "mask_iou": float(agreement.mean()) if len(agreement) else 1.0,
     }
-    known = [(i, label) for i, label in enumerate(labels) if label is not None]
-    if any(len(label) for _, label in known):
-        truth, shapes = [label for _, label in known], [sizes[i] for i, _ in known]
+    if any(labels):
         for side, found in (("teacher_", teacher), ("", student)):
-            precision = average_precision([found[i] for i, _ in known], truth, shapes)
+            precision = average_precision(found, labels, sizes)
             metrics |= {f"{side}{name}": precision[name] for name in ("ap", "ap50")}
     return metrics
-
-
-def _finding(objects: Detections, found: Detections) -> Tensor:
-    """Which detections find an object: only their masks are compared, and masks take time."""
-    matches = match(objects, found)
-    return matches[matches >= 0]
 
 
 # How the metrics of a compressed detector are read, in this order; each name with its format.
@@ -224,8 +219,6 @@ def score_table(metrics: dict[str, float]) -> dict[str, str]:
     """Metrics as rows that can be read, those that there are."""
     rows = {}
     for name, form in READABLE.items():
-        try:
+        with suppress(KeyError):
             rows[name] = form.format(**metrics)
-        except KeyError:
-            continue
     return rows

@@ -39,7 +39,7 @@ def overlay(photo: Tensor, found: Detections, *, height: int = HEIGHT, lost: Det
         masks = F.interpolate(found.masks[None].float(), size, mode="bilinear")[0] > 0.5
         # The largest first, so that small objects stay visible on top of what they stand before.
         for i in masks.sum((1, 2)).argsort(descending=True).tolist():
-            ink = torch.tensor(ImageColor.getrgb(_colour(int(found.classes[i])))).view(3, 1, 1).float()
+            ink = torch.tensor(ImageColor.getrgb(PALETTE[int(found.classes[i]) % len(PALETTE)])).view(3, 1, 1).float()
             beyond = F.max_pool2d((~masks[i])[None].float(), 2 * RIM + 1, 1, RIM)[0] > 0
             canvas = torch.where(masks[i], torch.where(beyond, ink, torch.lerp(canvas, ink, OPACITY)), canvas)
     image = Image.fromarray(canvas.round().byte().permute(1, 2, 0).numpy())
@@ -98,11 +98,6 @@ def _labels(found: Detections) -> list[str]:
     return [f"{class_name(cls)} {score:.2f}" for cls, score in pairs]
 
 
-def _colour(cls: int) -> str:
-    """A class's colour, the same in every picture."""
-    return PALETTE[cls % len(PALETTE)]
-
-
 def _titled(panel: np.ndarray, title: str) -> np.ndarray:
     """A picture under a line of text."""
     size = next((n for n in range(18, 9, -1) if _font(n).getlength(title) <= panel.shape[1]), 9)
@@ -114,7 +109,10 @@ def _titled(panel: np.ndarray, title: str) -> np.ndarray:
 def _draw(image: Image.Image, found: Detections, scale: float, taken: list[Area], dashed: bool = False) -> None:
     """Boxes, then their labels; the most confident object lies on top and gets the best place for its label."""
     draw, found = ImageDraw.Draw(image), found[found.scores.argsort(descending=True, stable=True)]
-    boxes, inks = (found.boxes * scale).round().int().tolist(), [_colour(cls) for cls in found.classes.tolist()]
+    boxes, inks = (
+        (found.boxes * scale).round().int().tolist(),
+        [PALETTE[cls % len(PALETTE)] for cls in found.classes.tolist()],
+    )
     for (x1, y1, x2, y2), ink in zip(reversed(boxes), reversed(inks), strict=True):
         if not dashed:
             draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=INK, width=1)  # seen on any background

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -19,7 +19,6 @@ from delib.detection.infer import CONFIDENT, LEAST, LIKELY, SHOWN, Detections, D
 from delib.detection.letterbox import prepare
 from delib.detection.masks import grabcut
 from delib.detection.metrics import Comparison, compare, lost_objects, scores
-from delib.nn.divergence import Divergence
 
 MASKS_KEPT = 2000  # a mask of a COCO photo takes 300 kB
 Found = Sequence[Detections]  # what a network found on the study's photos, in their order
@@ -33,9 +32,9 @@ class Study:
     input, one number for a square; by default the teacher's own. Masks are the network's own where it has a mask head,
     otherwise GrabCut's, prompted by the boxes; each box is segmented once.
 
-    ``pictures`` and ``labels`` (None where a photo has none) belong to the photos; ``teacher`` holds the teacher's
-    detections from ``LEAST`` on, ``shown`` those from ``SHOWN`` on, ``order`` the photos' indices, those with the most
-    objects first. Wherever ``photos`` are asked for, a number n stands for the first n of ``order``.
+    ``teacher`` holds the teacher's detections from ``LEAST`` on, ``shown`` those from ``SHOWN`` on, ``order`` the
+    photos' indices, those with the most objects first. Wherever ``photos`` are asked for, a number n stands for the
+    first n of ``order``.
     """
 
     def __init__(
@@ -60,14 +59,14 @@ class Study:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def detect(self, network: Detector, threshold: float = LEAST) -> list[Detections]:
-        """What a network finds on the photos, with confidence ``threshold`` or more."""
-        return detect(network, self.pictures, size=self.size, threshold=threshold, batch=self.batch)
+    def detect(self, network: Detector) -> list[Detections]:
+        """What a network finds on the photos, with confidence ``LEAST`` or more."""
+        return detect(network, self.pictures, size=self.size, threshold=LEAST, batch=self.batch)
 
     def inputs(self, photos: int | Sequence[int] = 4) -> Tensor:
         """Photos as the network takes them, [n, 3, *size], where the teacher was."""
-        chosen = [self.pictures[i] for i in self._chosen(photos)]
-        return prepare(chosen, self.size, self._letterboxing)[0].to(self._device)
+        inputs, _ = prepare([self.pictures[i] for i in self._chosen(photos)], self.size, self._letterboxing)
+        return inputs.to(self._device)
 
     def compare(self, found: Found) -> Comparison:
         """A student's detections from ``SHOWN`` on against the teacher's."""
@@ -78,8 +77,7 @@ class Study:
         return scores(self.teacher, found, self.labels, self.sizes, self._masked)
 
     def curves(self, found: Mapping[float, Found]) -> dict[str, tuple[list[float], list[float]]]:
-        """Retention and false positives against what the detections are keyed by, as ``suite.figures.curves`` takes
-        them."""
+        """Lines for ``suite.figures.curves``: retention and false positives against the keys of ``found``."""
         results = [self.compare(one) for one in found.values()]
         lines = {f"objects retained at {at}": [result.retention(at) for result in results] for at in (SHOWN, LIKELY)}
         lines[f"false positives at {LIKELY}"] = [result.false_positive_rate for result in results]
@@ -103,22 +101,17 @@ class Study:
         return overlays.png(overlays.below(rows)), words
 
     def frames(
-        self,
-        found: Mapping[float, Found],
-        photos: int | Sequence[int] = 2,
-        label: Callable[[float], str] = "{:.1%}".format,
+        self, found: Mapping[float, Found], photos: int | Sequence[int] = 2
     ) -> list[tuple[str, bytes, str, str]]:
-        """For a slider, one frame for each student: label, PNG, alternative text, caption."""
+        """For a slider, one frame for each student, keyed by its sparsity: label, PNG, alternative text, caption."""
         which, frames = self._chosen(photos), []
-        for position, one in found.items():
+        for sparsity, one in found.items():
             some, result = self._some(_above(one), which), self.compare(one)
-            panels = [
-                overlays.overlay(self.pictures[i], s, lost=lost_objects(self.shown[i], s))
-                for i, s in zip(which, some, strict=True)
-            ]
+            pairs = zip(which, some, strict=True)
+            panels = [overlays.overlay(self.pictures[i], s, lost=lost_objects(self.shown[i], s)) for i, s in pairs]
+            label = f"{sparsity:.1%}"
             caption = f"{result.retained()} of {result.objects} objects on all {len(self)} photos retained"
-            alt = f"At {label(position)}: {_words(some)}"
-            frames.append((label(position), overlays.png(overlays.beside(panels)), alt, caption))
+            frames.append((label, overlays.png(overlays.beside(panels)), f"At {label}: {_words(some)}", caption))
         return frames
 
     def lost(self, found: Found, at: float = LIKELY) -> pd.DataFrame:
@@ -131,9 +124,9 @@ class Study:
         ]
         return pd.DataFrame(rows, columns=["photo", "class", "teacher's confidence", "student's"])
 
-    def lost_gallery(self, found: Found, most: int = 3, at: float = LIKELY) -> Picture | None:
+    def lost_gallery(self, found: Found, most: int = 3) -> Picture | None:
         """``side_by_side`` of the first photos on which objects were lost; None where none was."""
-        photos = list(dict.fromkeys(self.lost(found, at)["photo"].tolist()))[:most]
+        photos = list(dict.fromkeys(self.lost(found)["photo"].tolist()))[:most]
         return self.side_by_side(found, photos) if photos else None
 
     def _chosen(self, photos: int | Sequence[int]) -> Sequence[int]:
@@ -156,17 +149,10 @@ class Validation:
     ``teacher`` is the network that students diverge from; ``inputs`` [n, 3, *size] are where it is.
     """
 
-    def __init__(
-        self,
-        teacher: Darknet,
-        photos: Sequence[Photo],
-        size: int,
-        divergence: Divergence | None = None,
-        batch: int = 12,
-    ) -> None:
-        device = device_of(teacher)
-        self.inputs, _ = prepare([photo.read().to(device) for photo in photos], (size, size), teacher.letterboxing)
-        self.measure = divergence or detection_divergence(teacher.heads)
+    def __init__(self, teacher: Darknet, photos: Sequence[Photo], size: int, batch: int = 12) -> None:
+        pictures = [photo.read().to(device_of(teacher)) for photo in photos]
+        self.inputs, _ = prepare(pictures, (size, size), teacher.letterboxing)
+        self.measure = detection_divergence(teacher.heads)
         with torch.no_grad():
             self._batches = [(part, teacher(part)) for part in self.inputs.split(batch)]
 

@@ -135,7 +135,8 @@ def invert(
             outputs = network(_jittered(pictures, chance).contiguous(memory_format=torch.channels_last))
         values = targets.read([raw.float() for raw in outputs], 5 + len(odds))
         deviation = torch.stack([_deviation(call.module, call.input.float()) for call in seen]).sum()
-        loss = shortfall(values, targets) + len(photos) * STATISTICS * deviation + ROUGHNESS * _roughness(pictures)
+        roughness = pictures.diff(dim=2).square().sum() + pictures.diff(dim=3).square().sum()
+        loss = shortfall(values, targets) + len(photos) * STATISTICS * deviation + ROUGHNESS * roughness
         (waves.grad,) = torch.autograd.grad(loss, [waves])  # none of the network's own values
         optimizer.step()
     with torch.no_grad():
@@ -179,9 +180,8 @@ def _changed(photos: Tensor, waves: Tensor, spectrum: Tensor) -> Tensor:
     """The photos with ``waves`` added, before the sigmoid that keeps pixels in 0..1."""
     side = photos.shape[-1]
     change = torch.fft.irfft2(torch.view_as_complex(waves) * spectrum, s=(side, side), norm="ortho")
-    return torch.sigmoid(
-        photos.clamp(0.03, 0.97).logit() + torch.einsum("nchw,dc->ndhw", change, photos.new_tensor(COLOURS))
-    )
+    change = torch.einsum("nchw,dc->ndhw", change, photos.new_tensor(COLOURS))
+    return torch.sigmoid(photos.clamp(0.03, 0.97).logit() + change)
 
 
 def _jittered(pictures: Tensor, chance: torch.Generator) -> Tensor:
@@ -207,8 +207,3 @@ def _deviation(norm: nn.Module, x: Tensor) -> Tensor:
     shift = (x.mean((0, 2, 3)) - mean).square() / variance
     stretch = ((x.var((0, 2, 3)) + 1e-3) / (variance + 1e-3)).log().square()
     return shift.mean() + stretch.mean()
-
-
-def _roughness(pictures: Tensor) -> Tensor:
-    down, right = pictures.diff(dim=2).square().sum(), pictures.diff(dim=3).square().sum()
-    return down + right

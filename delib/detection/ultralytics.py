@@ -7,7 +7,6 @@ packages; ``library`` forbids all three before the import.
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ from delib.data.download import DataUnavailable, download
 from delib.detection.letterbox import ULTRALYTICS
 from delib.files import cache_folder, write_bytes
 
-# What unpickling and ultralytics' own checks raise on a file that is no checkpoint.
-READING_FAILS = (
-    OSError, EOFError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError,
-    pickle.UnpicklingError,
-)  # fmt: skip
+# Heads whose every output delib reads. Others (Pose, OBB, Classify, RTDETRDecoder, ...) give more, or something else:
+# their weights would be evolved without being looked at.
+HEADS = ("Detect", "v10Detect", "Segment", "Segment26")
 ASSETS_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
 
 
@@ -41,11 +38,14 @@ class Ultra(nn.Module):
         super().__init__()
         self.model = model
         head = self._head
-        if not all(hasattr(head, name) for name in ("reg_max", "stride", "nc", "nl", "dfl")):
-            raise ValueError(f"{type(head).__name__} is not a head that delib can read; use a detection or -seg model")
         # The head's fixed convolution, which turns distributions into distances, is done in `decode`: it is no
-        # weight to evolve.
+        # weight to evolve. Nor are branches that no output comes from: the second head of networks that are trained to
+        # give each object one box, and the classes of single pixels that help to train masks.
         head.dfl = nn.Identity()
+        for name in [name for name, _ in head.named_children() if name.startswith("one2one_")]:
+            setattr(head, name, None)
+        if hasattr(head, "proto"):
+            head.proto.semseg = None
         self.train(self.training)
 
     @property
@@ -60,11 +60,12 @@ class Ultra(nn.Module):
     def train(self, mode: bool = True) -> Ultra:
         super().train(mode)
         self._head.training = True  # the head's own flag alone: give raw outputs, decode nothing
+        if self.has_masks:
+            self._head.proto.training = False  # and give prototypes alone
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         raw = self.model(images)
-        raw = raw.get("one2many", raw)
         names = ("boxes", "scores", "mask_coefficient", "proto")
         return [raw[name] for name in names if name in raw]
 
@@ -74,14 +75,17 @@ class Ultra(nn.Module):
         A box's sides are expected values of distributions over 0..bins-1 strides from its place (Li et al. 2020,
         generalized focal loss, eq. 6).
         """
-        places, strides = self._places(size, outputs[0])
+        from ultralytics.utils.tal import dist2bbox, make_anchors
+
+        strides = self._head.stride
+        grids = [outputs[0].new_empty(1, 1, *(int(side / stride) for side in size)) for stride in strides.tolist()]
+        places, scales = make_anchors(grids, strides)
         n, channels, _ = outputs[0].shape
         distances = outputs[0].view(n, 4, channels // 4, -1)
         if channels > 4:
             bins = torch.arange(channels // 4).to(distances)
             distances = (distances.softmax(2) * bins[:, None]).sum(2)
-        near, far = distances.view(n, 4, -1).mT.chunk(2, -1)
-        boxes = torch.cat([places - near, places + far], -1) * strides
+        boxes = dist2bbox(distances.view(n, 4, -1).mT, places, xywh=False) * scales
         return boxes, outputs[1].sigmoid().mT
 
     def masks(self, outputs: list[Tensor], photo: int, places: Tensor) -> Tensor:
@@ -89,42 +93,40 @@ class Ultra(nn.Module):
         coefficients, prototypes = outputs[2][photo][:, places], outputs[3][photo]
         return torch.einsum("cp,chw->phw", coefficients, prototypes)
 
-    def _places(self, size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres [places, 2] of the cells of every scale, in strides, and the strides [places, 1] in pixels."""
-        places, strides = [], []
-        for stride in self._head.stride.tolist():
-            y, x = torch.meshgrid(*(torch.arange(int(side / stride)) for side in size), indexing="ij")
-            places.append(torch.stack([x.flatten(), y.flatten()], 1) + 0.5)
-            strides.append(torch.full((x.numel(), 1), stride))
-        return torch.cat(places).to(like), torch.cat(strides).to(like)
-
 
 def load_ultra(name: str | Path) -> Ultra:
     """A network by its checkpoint (``yolo11n-seg.pt``: a path, or a name to fetch once) or, with random weights,
     by its description (``yolo11n-seg.yaml``, which comes with ultralytics).
 
     Checkpoints are read with ``weights_only=True`` and ultralytics' list of allowed classes. Raises ValueError for a
-    file that is none, DataUnavailable for a checkpoint that is neither here nor can be fetched.
+    file that is none, or of a network that is not for detection or segmentation; DataUnavailable for a checkpoint that
+    is neither here nor can be fetched.
     """
     path = Path(name)
-    tasks = library()
-    if path.suffix == ".yaml":
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                description = tasks.yaml_model_load(path)
-                kind = tasks.SegmentationModel if "-seg" in path.stem else tasks.DetectionModel
-                return Ultra(kind(description, verbose=False)).eval()
-        except FileNotFoundError:
-            raise ValueError(f"{name}: ultralytics has no such network description") from None
-    if path.suffix != ".pt":
+    if path.suffix not in (".pt", ".yaml"):
         raise ValueError(f"{name}: expected an ultralytics checkpoint (.pt) or description (.yaml)")
-    file = path if path.is_file() else _fetch(path)
+    tasks = library()
+    file = path if path.suffix == ".yaml" or path.is_file() else _fetch(path)
     try:
-        model, _ = tasks.load_checkpoint(file)
-    except READING_FAILS as error:
+        if path.suffix == ".yaml":
+            description = tasks.yaml_model_load(path)
+            head = description["head"][-1][2]
+        else:
+            model, _ = tasks.load_checkpoint(file)
+            head = type(model.model[-1]).__name__
+    except FileNotFoundError:
+        raise ValueError(f"{name}: ultralytics has no such network description") from None
+    except Exception as error:  # whatever its readers raise on a file that is something else
         reason = f"{type(error).__name__} {error}".splitlines()[0][:100]
-        raise ValueError(f"{file}: not a checkpoint that ultralytics can read safely ({reason})") from None
+        raise ValueError(f"{file}: no checkpoint or description that ultralytics can read safely ({reason})") from None
+    if head not in HEADS:
+        wanted = "use a detection or segmentation network, such as yolo11n or yolo11n-seg"
+        raise ValueError(f"{file}: {head} is not a head that delib can read; {wanted}")
+    if path.suffix == ".yaml":
+        kind = tasks.SegmentationModel if head.startswith("Segment") else tasks.DetectionModel
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = kind(description, verbose=False)
     return Ultra(model).eval()
 
 

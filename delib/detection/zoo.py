@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from delib.coding.quantized import Quantized
 from delib.data.download import FileSet, pypi_archive, web
 from delib.detection.darknet import Darknet, yolov3, yolov3_tiny
 from delib.detection.darknet_cfg import read_cfg, yolov3_cfg, yolov3_tiny_cfg
-from delib.detection.darknet_weights import export_weights, read_weights, tensors, value_count
+from delib.detection.darknet_weights import read_weights, tensors, value_count, write_weights
 from delib.files import project_root, sha256, write_bytes
 
 AUTHORS_SITE = "https://pjreddie.com/media/files/"
@@ -91,21 +92,32 @@ def export_darknet(state: Mapping[str, Tensor | np.ndarray], path: str | Path) -
     """Write a state dict of one of ``NETWORKS`` as a `.weights` file, and beside it the `.cfg` that belongs to it.
 
     Returns the network's name and the cfg's path: the weights' with the suffix `.cfg`. Raises ValueError if it is none
-    of those networks, or if another cfg lies there.
+    of those networks or has tensors of other shapes than theirs, or if another cfg lies there.
     """
     path = Path(path)
     cfg = path.with_suffix(".cfg")
     if cfg == path:
         raise ValueError(f"{path}: the cfg is written beside the weights; give these another suffix, such as .weights")
+    name, network = _network_of(state, path)
+    text = CFGS[name]().encode()
+    if cfg.exists() and cfg.read_bytes() != text:
+        raise ValueError(f"{cfg}: another cfg lies there, and would be overwritten; choose another name")
+    for key, tensor in tensors(network):
+        if tuple(state[key].shape) != tuple(tensor.shape):
+            raise ValueError(f"{path}: {key} does not fit {name}: it has the shape {tuple(state[key].shape)}")
+        tensor.copy_(torch.as_tensor(state[key]))
+    write_weights(network, path)
+    write_bytes(cfg, text)
+    return name, cfg
+
+
+def _network_of(state: Mapping[str, Tensor | np.ndarray], path: Path) -> tuple[str, Darknet]:
+    """Which of ``NETWORKS`` has the tensors of a state dict."""
+    held = {key for key in state if not key.endswith("num_batches_tracked")}
     for name, (build, _) in NETWORKS.items():
         network = build()
-        if all(key in state for key, _ in tensors(network)):
-            text = CFGS[name]().encode()
-            if cfg.exists() and cfg.read_bytes() != text:
-                raise ValueError(f"{cfg}: another cfg lies there, and would be overwritten; choose another name")
-            export_weights(network, state, path)
-            write_bytes(cfg, text)
-            return name, cfg
+        if held == {key for key, _ in tensors(network)}:
+            return name, network
     raise ValueError(f"{path}: only {' and '.join(NETWORKS)} can be written for darknet; this is another network")
 
 
