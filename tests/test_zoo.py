@@ -23,12 +23,6 @@ def encoder() -> nn.Module:
     return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(320, 5))
 
 
-def video() -> nn.Module:
-    resnet = models.video.resnet
-    stem, block = resnet.R2Plus1dStem, resnet.BasicBlock
-    return models.video.VideoResNet(block, [resnet.Conv2Plus1D] * 4, [1, 1, 1, 1], stem, num_classes=5)
-
-
 def of_torchvision(name: str, **options: object) -> Callable[[], nn.Module]:
     return partial(models.get_model, name, weights=None, **options)
 
@@ -42,17 +36,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "squeezenet": (of_torchvision("squeezenet1_1", num_classes=5), (3, 32, 32)),
     "mnasnet": (of_torchvision("mnasnet0_5", num_classes=5), (3, 32, 32)),
     "regnet": (of_torchvision("regnet_y_400mf", num_classes=5), (3, 32, 32)),
-    "googlenet": (of_torchvision("googlenet", init_weights=False, num_classes=5), (3, 32, 32)),
     "densenet": (partial(models.DenseNet, 8, (2, 2, 2, 2), 16, num_classes=5), (3, 32, 32)),
     "convnext": (partial(models.ConvNeXt, [Block(16, 32, 1), Block(32, None, 1)]), (3, 32, 32)),
     "vision transformer": (partial(models.VisionTransformer, 32, 8, 2, 4, 32, 64, num_classes=7), (3, 32, 32)),
     "swin": (partial(models.SwinTransformer, [4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=7), (3, 64, 64)),
     "segmentation": (of_torchvision("lraspp_mobilenet_v3_large", weights_backbone=None), (3, 32, 32)),
-    "video": (video, (3, 4, 32, 32)),
     "transformer encoder": (encoder, (10, 32)),
     **{
         name: (partial(load_ultra, f"{name}.yaml"), (3, 64, 64))
-        for name in ("yolov3-tiny", "yolov5n", "yolov8n", "yolo11n", "yolo12n", "yolov8n-seg", "yolo11n-seg")
+        for name in ("yolov5n", "yolov8n", "yolov10n", "yolo11n", "yolo12n", "yolov8n-seg", "yolo11n-seg")
     },
 }
 

@@ -39,8 +39,9 @@ def _check_plain(name: str, layer: nn.Module) -> None:
                 f"the {key} of layer {name!r} is computed from other tensors; make it plain first, by torch.nn.utils' "
                 "parametrize.remove_parametrizations, remove_weight_norm, remove_spectral_norm or prune.remove"
             )
-    weight = weight_of(layer)
-    if isinstance(layer._parameters.get("weight"), UninitializedParameter) or weight.is_meta:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(weight, UninitializedParameter) or weight.is_meta:
         raise ValueError(f"layer {name!r} has no values yet; load weights, or run the network once, before")
     if not weight.is_floating_point():
         raise ValueError(

@@ -212,12 +212,12 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def agree(ours: Any, theirs: Any, tolerance: float = TOLERANCE) -> bool:
     """Whether two answers hold the same tensors, to ``tolerance`` of the largest value of each."""
-    one, other = tensors_in(ours), tensors_in(theirs)
+    one, other = ([tensor.detach().double() for tensor in tensors_in(answer)] for answer in (ours, theirs))
     if [tensor.shape for tensor in one] != [tensor.shape for tensor in other]:
         return False
     for a, b in zip(one, other, strict=True):
-        most = float(b.double().nan_to_num(0, 0, 0).abs().max()) if b.numel() else 0.0
-        if not torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance * most, equal_nan=True):
+        most = float(b.nan_to_num(0, 0, 0).abs().max()) if b.numel() else 0.0
+        if not torch.allclose(a, b, rtol=0, atol=tolerance * most, equal_nan=True):
             return False
     return True
 
