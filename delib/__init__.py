@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from delib.coding import encode as encode
     from delib.coding import load as load
     from delib.coding import save as save
+    from delib.distillation import compress as compress
     from delib.distillation import distill as distill
     from delib.evolution import evolve as evolve
     from delib.layerwise import quantize as quantize
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 _DOORS = {
     "evolve": "evolution",
+    "compress": "distillation",
     "distill": "distillation",
     "quantize": "layerwise",
     "Quantized": "coding",

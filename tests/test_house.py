@@ -19,7 +19,7 @@ MAY_USE: dict[str, set[str]] = {
     "cli": {"suite", "detection", "coding", "data"},
     "suite": set(),
     "detection": {"distillation", "evolution", "layerwise", "coding", "data", "nn"},
-    "distillation": {"evolution", "coding", "nn"},
+    "distillation": {"evolution", "layerwise", "coding", "nn"},
     "evolution": {"layerwise", "coding", "nn"},
     "layerwise": {"coding", "nn"},
     "coding": set(),

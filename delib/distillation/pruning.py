@@ -7,7 +7,7 @@ divergence, and training goes on. The layers' sparsities are not prescribed; the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -51,13 +51,15 @@ class GradualPruning:
 
     Every ``every`` steps their number falls, by the same factor each time, to reach ``survivors`` when the share
     ``until`` of all steps is made; the rest of the steps recovers. Weights that are zero at the start may compete as
-    well where masks in ``regrowth`` (by layer, bool in the weight's shape) are True. ``cycles`` records what happened.
+    well where masks in ``regrowth`` (by layer, bool in the weight's shape) are True. Layers in ``fixed`` lose nothing;
+    their weights count among the survivors. ``cycles`` records what happened.
     """
 
     survivors: int
     until: float = 0.75
     every: int = 50
     regrowth: Mapping[str, Tensor] = field(default_factory=dict)
+    fixed: Collection[str] = ()
     criteria: Mapping[str, GlobalCriterion] = field(default_factory=lambda: CRITERIA)
     cycles: list[PruningCycle] = field(default_factory=list, init=False)
     start: int = field(default=0, init=False)  # survivors before the first cycle
@@ -86,7 +88,9 @@ class GradualPruning:
         """Each criterion's candidate set, as the ``keep`` survivors of largest saliency, True among a layer's."""
         layers, candidates = weights.saliency_inputs(), {}
         for name, criterion in self.criteria.items():
-            saliencies = torch.cat([criterion(*layer) for layer in layers.values()])
+            parts = {layer: criterion(value, gradient) for layer, (value, gradient) in layers.items()}
+            parts |= {layer: torch.full_like(parts[layer], torch.inf) for layer in self.fixed if layer in parts}
+            saliencies = torch.cat(list(parts.values()))
             kept = torch.zeros_like(saliencies, dtype=torch.bool)
             kept[saliencies.topk(keep).indices] = True
             candidates[name] = dict(zip(layers, kept.split([len(v) for v, _ in layers.values()]), strict=True))

@@ -2,6 +2,7 @@
 
 from delib.evolution.allocate import Search, allocate, scale_sparsities, search_allocation
 from delib.evolution.assess import Suffix, assess, tentatively_zeroed
+from delib.evolution.check import checked_goals, zero_goals
 from delib.evolution.criteria import CRITERIA, Criterion, Site, admm, criterion_named, hessian, magnitude, obs, random
 from delib.evolution.database import Entry, SparsityDatabase
 from delib.evolution.evolve import Cycle, Recovery, evolve
@@ -22,6 +23,7 @@ __all__ = [
     "admm",
     "allocate",
     "assess",
+    "checked_goals",
     "criterion_named",
     "draw",
     "evolve",
@@ -32,4 +34,5 @@ __all__ = [
     "scale_sparsities",
     "search_allocation",
     "tentatively_zeroed",
+    "zero_goals",
 ]
