@@ -1,4 +1,4 @@
-"""The command line: ``delib run``, ``report``, ``encode``, ``decode``, ``inspect``, ``export``, ``fetch``."""
+"""The command line: ``run``, ``report``, ``compress``, ``encode``, ``decode``, ``inspect``, ``export``, ``fetch``."""
 
 from __future__ import annotations
 
@@ -103,6 +103,28 @@ def reference() -> None:
 
 
 @app.command()
+def compress(
+    network: Annotated[str, typer.Argument(help="package.module:function, or torchvision:NAME.")],
+    inputs: Annotated[
+        str, typer.Argument(help="A .npy, .npz or .safetensors file, a folder of images, or a function as above.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The .delib file to write.", callback=check_output)],
+    weights: Annotated[str, typer.Option(help="The network's state dict: .safetensors, .pt or .pth.")] = "",
+    sparsity: Annotated[float, typer.Option(min=0, max=0.999, help="Share of the weights that is zeroed.")] = 0.9,
+    bits: Annotated[int, typer.Option(min=1, max=16, help="Bits per survivor.")] = 4,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of distillation; a quarter of them with few levels.")] = 2000,
+) -> None:
+    """Compress a network of your own into one .delib file, which `decode` gives back for the plain network."""
+    from delib.data import load_inputs, load_network
+
+    teacher, examples = load_network(network, weights), load_inputs(inputs)
+    held = delib.compress(teacher, examples, sparsity, bits, steps=steps)
+    size = delib.save(held, out)
+    dense = 4 * sum(tensor.numel() for tensor in teacher.state_dict().values())
+    typer.echo(f"{out}: {size:,} bytes, {dense / size:.1f} times smaller than float32, {held.sparsity:.2%} zeros")
+
+
+@app.command()
 def encode(
     weights: Annotated[Path, typer.Argument(help="A state dict as .safetensors; its zeros are the pruned weights.")],
     out: Annotated[Path, typer.Argument(help="The .delib file to write.", callback=check_output)],
@@ -162,7 +184,11 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> Non
     row = "{:<28} {:>18} {:>9} {:>5} {:>12}".format
     typer.echo(row("tensor", "shape", "sparsity", "bits", "bytes"))
     dense = weights = zeros = 0
+    first: dict[int, str] = {}
     for name, tensor in network.items():
+        if first.setdefault(id(tensor), name) != name:
+            typer.echo(row(name, f"= {first[id(tensor)]}", "", "", f"{bytes_of[name]:,}"))
+            continue
         if isinstance(tensor, LevelTensor):
             array, bits = tensor.dense(), max(len(tensor.codebook) - 1, 1).bit_length()
             zero = array.size - int(np.count_nonzero(array))  # counted on the values, as a level may be zero itself

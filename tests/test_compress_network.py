@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 import delib
 from delib.coding import LevelTensor
-from delib.distillation import Recipe
 from delib.nn import accuracy, weight_layers, weight_of
 
 
@@ -58,13 +57,11 @@ def trained() -> Small:
 def test_one_call_compresses_a_network_that_then_loads_into_the_plain_one(trained: Small) -> None:
     images, labels = stripes(1000, 1)
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    quantized = delib.compress(
-        trained, stripes(2000, 2)[0], 0.75, 3, pruning=Recipe(150, 64, 0.02), levels=Recipe(50, 64, 0.01)
-    )
+    quantized = delib.compress(trained, stripes(2000, 2)[0], 0.75, 3, steps=200)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
     network = delib.decode(delib.encode(quantized)).network(like=Small()).eval()
     evolved = {name: weight_of(layer) for name, layer in weight_layers(network).items() if name != "aux"}
-    assert sum(int((w == 0).sum()) for w in evolved.values()) >= 0.75 * sum(w.numel() for w in evolved.values()) - 3
+    assert sum(int((w == 0).sum()) for w in evolved.values()) >= 0.75 * sum(w.numel() for w in evolved.values())
     assert all(len(tensor.codebook) <= 8 for tensor in quantized.values() if isinstance(tensor, LevelTensor))
     assert weight_of(network.aux).count_nonzero() == network.aux.weight.numel()
     whole, rest = accuracy(trained.eval(), images, labels), accuracy(network, images, labels)

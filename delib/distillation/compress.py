@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from delib.coding.quantized import Quantized
@@ -14,9 +16,6 @@ from delib.layerwise.compress import finalize
 from delib.nn.batchnorm import folded, norm_pairs, unfolded
 from delib.nn.layers import copied, original, weight_layers, weight_of
 
-PRUNING = Recipe(steps=1500, batch=64, rate=0.01, horizon=500)  # most of the steps: weights are few only at the end
-LEVELS = Recipe(steps=500, batch=64, rate=0.005)
-
 
 def compress(
     network: nn.Module,
@@ -24,8 +23,8 @@ def compress(
     sparsity: float = 0.9,
     bits: int = 4,
     *,
-    pruning: Recipe = PRUNING,
-    levels: Recipe = LEVELS,
+    steps: int = 2000,
+    batch: int = 64,
     objective: Objective = Objective(),  # noqa: B008 (frozen)
     seed: int = 0,
 ) -> Quantized:
@@ -45,9 +44,9 @@ def compress(
         Share of the weights of these layers that is zero. How sparse each layer becomes, comes out.
     bits : int
         Bits per survivor: at most 2**bits levels per layer.
-    pruning, levels : Recipe
-        How long and how fast to train, before the levels and with them. The defaults take ResNet-18 from FashionMNIST
-        to 90% and 4 bits.
+    steps, batch : int
+        Steps of distillation in all, and inputs in each. Three quarters of the steps prune and recover, one quarter has
+        the weights at their levels: weights are few only towards the end of the first, and both need time to learn.
     objective : Objective
         What is compared with the network's answers.
     seed : int
@@ -72,8 +71,10 @@ def compress(
     teacher = folded(network, pairs)
     student = copied(teacher)
     counts = {name: weight_of(layer).numel() for name, layer in weight_layers(student).items()}
-    evolution = GradualPruning(sum(counts.values()) - sum(goals.values()), fixed=set(counts) - set(goals))
+    left = sum(counts.values()) - math.ceil(sparsity * sum(counts[name] for name in goals))
+    evolution, quantization = GradualPruning(left, fixed=set(counts) - set(goals)), FakeQuantization(bits)
+    pruning = Recipe(steps - steps // 4, batch, rate=0.01, horizon=500)
+    rounding = Recipe(steps // 4, batch, rate=0.005)
     distill(student, teacher, inputs, pruning, objective=objective, during=evolution, seed=seed)
-    quantization = FakeQuantization(bits)
-    distill(student, teacher, inputs, levels, objective=objective, during=quantization, seed=seed + 1)
+    distill(student, teacher, inputs, rounding, objective=objective, during=quantization, seed=seed + 1)
     return finalize(unfolded(student, network, pairs), quantization.tensors(student), bits)
