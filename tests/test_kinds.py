@@ -335,11 +335,11 @@ def tied(kind: str) -> tuple[nn.Module, Tensor, tuple[str, str]]:
     return make().eval(), inputs_of(60, 8), ("a.weight", "b.weight")
 
 
+@pytest.mark.filterwarnings("error:left dense")
 @pytest.mark.parametrize("kind", ["embedding", "one module", "two modules", "same memory"])
 def test_tied_weights_have_one_mask_few_levels_and_are_stored_once(kind: str) -> None:
     network, x, (one, other) = tied(kind)
-    evolved = evolve(network, x, 0.6, QUICK, divergence=mse)
-    student = evolved.student
+    student = evolve(network, x, 0.6, QUICK, divergence=mse).student
     layers = weight_layers(student)
     assert len(layers) == 2
     assert sparsity(student) == pytest.approx(0.6, abs=0.01)
@@ -634,3 +634,15 @@ def test_sensitivities_are_those_of_the_outputs_themselves_where_the_next_module
     one, other = (sensitivities(n, weight_layers(n), x, fitting) for n in (network, in_place))
     for name, rows in one.items():
         assert torch.allclose(rows, other[name], rtol=1e-4)
+
+
+def test_a_recovery_that_revives_the_dead_claims_no_sparsity_that_is_not_there() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+
+    def revive(student: nn.Module, teacher: nn.Module, *, seed: int) -> None:
+        for parameter in student.parameters():
+            parameter.data.add_(0.01)
+
+    evolved = evolve(network, inputs_of(40, 8), 0.5, QUICK, recovery=revive)
+    assert sparsity(evolved.student) == evolved.sparsities[-1] == 0.5

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from delib.evolution.assess import Suffix
 from delib.nn.divergence import Divergence
 from delib.nn.hooks import never_called
-from delib.nn.layers import weight_keys, weight_layers, weight_of
+from delib.nn.layers import own_tensors, weight_keys, weight_layers, weight_of
 from delib.nn.trace import agree
 
 EXAMPLES = 2  # inputs that the network is tried on
@@ -104,11 +104,12 @@ def _name_what_stays_dense(network: nn.Module, uncalled: list[str]) -> None:
                 f"layer {name!r}, a {type(module).__name__}, cannot be sparsified; name the layers that should be, by "
                 "a mapping of layer name to sparsity"
             )
-    keys = weight_keys(network)
-    sparse = {keys[name] for name in keys if name not in uncalled}
-    named = {name: p.numel() for name, p in network.named_parameters() if p.dim() > 1 and name not in sparse}
-    least = NOTEWORTHY * sum(p.numel() for p in network.parameters())
-    if dense := [name for name, many in named.items() if many >= least]:
+    keys, parameters = weight_keys(network), {name for name, _ in network.named_parameters()}
+    sparse = {key for name, key in keys.items() if name not in uncalled}
+    counts = {name: tensor.numel() for name, tensor in own_tensors(network).items() if name in parameters}
+    matrices = {name for name, tensor in own_tensors(network).items() if tensor.dim() > 1} - sparse
+    least = NOTEWORTHY * sum(counts.values())
+    if dense := [name for name, count in counts.items() if name in matrices and count >= least]:
         warnings.warn(
             f"left dense: {', '.join(dense)}; only linear and convolutional layers that the network calls are evolved",
             stacklevel=4,

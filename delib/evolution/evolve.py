@@ -23,12 +23,12 @@ from delib.files import in_batch
 from delib.layerwise.reconstruct import moments, reconstruct
 from delib.nn.divergence import Divergence, fitting
 from delib.nn.hooks import end, up_to
-from delib.nn.layers import bias_of, original, put_matrix, weight_of
+from delib.nn.layers import bias_of, hold, original, put_matrix, weight_of
 from delib.nn.sensitivity import sensitivity
 
 
 class Recovery(Protocol):
-    """Anything that trains ``student`` in place towards ``teacher`` and leaves weights that are zero at zero."""
+    """Anything that trains ``student`` in place towards ``teacher``; what died is zeroed again after it."""
 
     def __call__(self, student: nn.Module, teacher: nn.Module, *, seed: int) -> Any: ...
 
@@ -155,6 +155,7 @@ def evolve(
             # 5. Recover the survivors.
             if recovery is not None:
                 recovery(student, teacher, seed=seed + evolved.cycle)
+                hold(student, evolved.masks)  # whatever the recovery did to the dead
             evolved.end_cycle(changed=recovery is not None or cycle.compensate)
     return evolved
 

@@ -205,6 +205,7 @@ def with_bias(mask: Tensor, layer: nn.Module) -> Tensor:
     return weight_to_matrix(mask, None if bias is None else torch.ones_like(bias, dtype=torch.bool))
 
 
+@torch.no_grad()
 def hold(student: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Zero every weight outside the masks, in place."""
     for name, mask in masks.items():
