@@ -119,9 +119,9 @@ def compress(
 
     teacher, examples = load_network(network, weights), load_inputs(inputs)
     held = delib.compress(teacher, examples, sparsity, bits, steps=steps)
-    size = delib.save(held, out)
-    dense = 4 * sum(tensor.numel() for tensor in teacher.state_dict().values())
-    typer.echo(f"{out}: {size:,} bytes, {dense / size:.1f} times smaller than float32, {held.sparsity:.2%} zeros")
+    size = held.save(out)
+    ratio = held.float32_bytes / size
+    typer.echo(f"{out}: {size:,} bytes, {ratio:.1f} times smaller than float32, {held.sparsity:.2%} zeros")
 
 
 @app.command()
@@ -135,20 +135,19 @@ def encode(
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from delib.coding import LevelTensor, quantize_tensors, save
+    from delib.coding import LevelTensor, quantize_tensors
 
     try:
         state = load(weights.read_bytes())
     except SafetensorError as error:
         raise ValueError(f"{weights}: not a .safetensors file ({error})") from None
     network = quantize_tensors(state, bits, method)
-    size = save(network, out)
-    dense = 4 * sum(tensor.numel() for tensor in state.values())
+    size = network.save(out)
     # What numpy does not know, and all weights with levels, whichever floats they were.
     float32 = {name for name, t in network.items() if isinstance(t, LevelTensor) or t.dtype == "float32"}
     others = {str(state[name].dtype).removeprefix("torch.") for name in float32} - {"float32"}
     said = f"; tensors of {', '.join(sorted(others))} were read as float32 and come back so" if others else ""
-    typer.echo(f"{out}: {size:,} bytes, {dense / size:.1f} times smaller than float32{said}")
+    typer.echo(f"{out}: {size:,} bytes, {network.float32_bytes / size:.1f} times smaller than float32{said}")
 
 
 @app.command()
@@ -183,7 +182,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> Non
     network, bytes_of, total = load(file), sizes(file.read_bytes()), file.stat().st_size
     row = "{:<28} {:>18} {:>9} {:>5} {:>12}".format
     typer.echo(row("tensor", "shape", "sparsity", "bits", "bytes"))
-    dense = weights = zeros = 0
+    dense, weights, zeros = network.float32_bytes, 0, 0
     first: dict[int, str] = {}
     for name, tensor in network.items():
         if first.setdefault(id(tensor), name) != name:
@@ -195,7 +194,6 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> Non
             weights, zeros, share = weights + array.size, zeros + zero, f"{zero / max(array.size, 1):.2%}"
         else:
             array, share, bits = tensor, "", 8 * tensor.itemsize
-        dense += 4 * array.size
         typer.echo(row(name, "×".join(map(str, array.shape)), share, bits, f"{bytes_of[name]:,}"))
     typer.echo(
         f"{total:,} bytes with header and checksum, {dense / total:.1f} times smaller than the {dense:,} of float32; "

@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from delib.coding.container import decode, encode
+from delib.coding.container import LevelTensor, decode, encode
 from delib.coding.quantize import quantize_weight
 from delib.coding.quantized import Quantized
 from delib.layerwise.compress import Compression, compress, finalize
-from delib.layerwise.gptq import round_compensated
-from delib.layerwise.reconstruct import moments
+from delib.layerwise.reconstruct import Moments, moments
+from delib.layerwise.rounding import round_compensated
 from delib.nn.divergence import mse
 from delib.nn.layers import matrix_of, sparsity, weight_layers, weight_of, with_bias
 
@@ -29,32 +29,31 @@ def net() -> nn.Sequential:
 INPUTS = torch.randn(300, 3, 8, 8, generator=torch.Generator().manual_seed(1)).cumsum(-1)
 
 
+def rounding_of(net: nn.Module, name: str, bits: int) -> tuple[Moments, Tensor, Tensor, LevelTensor]:
+    """A layer's moments, support and matrix, and the levels that it is to be rounded to."""
+    layer = net.get_submodule(name)
+    levels = quantize_weight(weight_of(layer).numpy(), bits, scaled=True)
+    return moments(net, net, name, INPUTS), with_bias(weight_of(layer) != 0, layer), matrix_of(layer), levels
+
+
 @pytest.mark.parametrize("name", ["0", "2", "5"])
 def test_compensated_rounding_uses_the_levels_and_beats_the_nearest(net: nn.Sequential, name: str) -> None:
-    layer = net.get_submodule(name)
-    levels = quantize_weight(weight_of(layer).numpy(), 3, scaled=True)
-    sums = moments(net, net, name, INPUTS)
-    support, matrix = with_bias(weight_of(layer) != 0, layer), matrix_of(layer)
-    result = round_compensated(sums, support, matrix, levels)
-    nearest = matrix.clone()
-    nearest[:, : weight_of(layer)[0].numel()] = torch.from_numpy(levels.dense()).flatten(1)
+    sums, support, matrix, levels = rounding_of(net, name, 3)
+    result, nearest, k = round_compensated(sums, support, matrix, levels), matrix.clone(), levels.mask[0].size
+    nearest[:, :k] = torch.from_numpy(levels.dense()).flatten(1)
     assert sums.error(result).sum() < 0.9 * sums.error(nearest).sum()
     scale = torch.from_numpy(levels.scales).float()[:, None]
     grid = torch.cat([torch.zeros(1), torch.from_numpy(levels.codebook)])
-    weights = result[:, : weight_of(layer)[0].numel()]
-    assert ((weights / scale)[..., None] - grid).abs().min(-1).values.max() < 1e-5
+    assert ((result[:, :k] / scale)[..., None] - grid).abs().min(-1).values.max() < 1e-5
     assert not result[~support].any()
 
 
 @pytest.mark.parametrize("name", ["0", "2", "5"])
 def test_after_compensated_rounding_no_single_weight_has_a_better_level(net: nn.Sequential, name: str) -> None:
-    layer = net.get_submodule(name)
-    levels = quantize_weight(weight_of(layer).numpy(), 2, scaled=True)
-    sums = moments(net, net, name, INPUTS)
-    support, matrix = with_bias(weight_of(layer) != 0, layer), matrix_of(layer)
+    sums, support, matrix, levels = rounding_of(net, name, 2)
     result = round_compensated(sums, support, matrix, levels, ridge=0, sweeps=100).double()
     least, scale = sums.error(result), torch.from_numpy(levels.scales).double()
-    for row, column in support[:, : weight_of(layer)[0].numel()].nonzero()[::7].tolist():
+    for row, column in support[:, : levels.mask[0].size].nonzero()[::7].tolist():
         for level in levels.codebook.tolist():
             other = result.clone()
             other[row, column] = level * scale[row]

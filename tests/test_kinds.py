@@ -572,6 +572,9 @@ def test_a_compiled_network_is_evolved_and_a_scripted_one_refused() -> None:
     compiled = torch.compile(network, backend="eager")
     student = evolve(compiled, x, 0.5, QUICK).student
     assert torch.equal(student[0].weight, evolve(network, x, 0.5, QUICK).student[0].weight)
+    assert set(quantize(compiled)) == set(network.state_dict())
+    assert sparsity(compress(compiled, x, {"0": 0.5})[0]) == pytest.approx(1 / 3, abs=0.01)
+    assert set(allocate(compiled, x, 0.3)) == {"0", "2"}
     with pytest.raises(ValueError, match="TorchScript"):
         evolve(torch.jit.trace(network, x), x, 0.5, QUICK)
 

@@ -49,8 +49,17 @@ class Quantized(dict[str, "NDArray[Any] | LevelTensor"]):
     @property
     def sparsity(self) -> float:
         """Zeros among the weights of the quantised layers."""
-        weights = [t.dense() for t in {id(t): t for t in self.values()}.values() if isinstance(t, LevelTensor)]
+        weights = [tensor.dense() for tensor in self._stored() if isinstance(tensor, LevelTensor)]
         return 1 - sum(np.count_nonzero(w) for w in weights) / sum(w.size for w in weights)
+
+    @property
+    def float32_bytes(self) -> int:
+        """Size of all tensors at 4 bytes a value, each object counted once: the numerator of compression ratios."""
+        return 4 * sum(t.mask.size if isinstance(t, LevelTensor) else t.size for t in self._stored())
+
+    def _stored(self) -> list[NDArray[Any] | LevelTensor]:
+        """Each object once, under however many names it is."""
+        return list({id(tensor): tensor for tensor in self.values()}.values())
 
     def save(self, path: str | Path) -> int:
         """Encode into a `.delib` file, whole or not at all; returns its size in bytes."""

@@ -18,12 +18,12 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from delib.data.download import DataUnavailable, FileSet, debian_package, download, web
+from delib.data.own import IMAGE_SUFFIXES
 from delib.files import cache_folder, write_bytes
 
 # COCO's 80 classes, numbered as in the labels of YOLO networks: torchvision's without those that COCO does not use.
 _NAMES = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 CLASSES = tuple(name for name in _NAMES if name not in ("__background__", "N/A"))
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_DEEP = (1 << 16) - 1  # white, in 16-bit grey
 MAX_LABEL_BYTES = 4 << 20
 MAX_ZIP_BYTES = 256 << 20

@@ -37,7 +37,8 @@ def compress(
     Parameters
     ----------
     network : nn.Module
-        Left as it is. Its linear and convolutional layers, as far as they are called, become sparse together.
+        Its values are left as they are; it is put into evaluation mode. Its linear and convolutional layers, as far as
+        they are called, become sparse together.
     inputs : Tensor [n, ...]
         What the network is meant for, a thousand or more; the student learns from nothing else.
     sparsity : float

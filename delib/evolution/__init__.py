@@ -2,7 +2,7 @@
 
 from delib.evolution.allocate import Search, allocate, scale_sparsities, search_allocation
 from delib.evolution.assess import Suffix, assess, tentatively_zeroed
-from delib.evolution.check import checked_goals, zero_goals
+from delib.evolution.check import checked_goals
 from delib.evolution.criteria import CRITERIA, Criterion, Site, admm, criterion_named, hessian, magnitude, obs, random
 from delib.evolution.database import Entry, SparsityDatabase
 from delib.evolution.evolve import Cycle, Recovery, evolve
@@ -34,5 +34,4 @@ __all__ = [
     "scale_sparsities",
     "search_allocation",
     "tentatively_zeroed",
-    "zero_goals",
 ]

@@ -17,7 +17,7 @@ from delib.evolution.select import Batches, better_half, growing_batches
 from delib.files import in_batch
 from delib.nn.divergence import Divergence, fitting
 from delib.nn.hooks import never_called
-from delib.nn.layers import copied, weight_layers, weight_of
+from delib.nn.layers import copied, original, weight_layers, weight_of
 from delib.nn.solvers import bisect
 
 Zeros = Mapping[str, Sequence[int]]  # of each layer, by level
@@ -73,8 +73,9 @@ def allocate(
     ValueError
         If the layers that are free cannot hold the zeros.
     """
-    layers, fixed = weight_layers(teacher), dict(fixed or {})
-    fixed |= dict.fromkeys(never_called(teacher, set(layers) - set(fixed), inputs[:1]), 0.0)
+    teacher, fixed = original(teacher), dict(fixed or {})
+    layers = weight_layers(teacher)
+    fixed |= dict.fromkeys(never_called(teacher, [name for name in layers if name not in fixed], inputs[:1]), 0.0)
     free = [name for name in layers if name not in fixed]
     sizes = {name: weight_of(layer).numel() for name, layer in layers.items()}
     budget = round(sparsity * sum(sizes.values())) - sum(round(s * sizes[name]) for name, s in fixed.items())

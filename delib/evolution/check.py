@@ -53,7 +53,8 @@ def checked_goals(
         )
     goals = {name: goal for name, goal in goals.items() if name not in uncalled}
     if not isinstance(targets, Mapping):
-        _name_what_stays_dense(network, uncalled)
+        _refuse_recurrent(network)
+        _warn_of_dense(network, uncalled)
     for name in goals:
         _check_layer(network, name, example, answer, divergence)
     return goals
@@ -96,20 +97,23 @@ def zero_goals(network: nn.Module, targets: float | Mapping[str, float]) -> dict
     return {name: round(target * weight_of(layers[name]).numel()) for name, target in wanted.items()}
 
 
-def _name_what_stays_dense(network: nn.Module, uncalled: list[str]) -> None:
-    """Refuse recurrent layers by name, and warn of other parameters that one number for all layers does not reach."""
+def _refuse_recurrent(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise ValueError(
                 f"layer {name!r}, a {type(module).__name__}, cannot be sparsified; name the layers that should be, by "
                 "a mapping of layer name to sparsity"
             )
-    keys, parameters = weight_keys(network), {name for name, _ in network.named_parameters()}
-    sparse = {key for name, key in keys.items() if name not in uncalled}
-    counts = {name: tensor.numel() for name, tensor in own_tensors(network).items() if name in parameters}
-    matrices = {name for name, tensor in own_tensors(network).items() if tensor.dim() > 1} - sparse
-    least = NOTEWORTHY * sum(counts.values())
-    if dense := [name for name, count in counts.items() if name in matrices and count >= least]:
+
+
+def _warn_of_dense(network: nn.Module, uncalled: list[str]) -> None:
+    """Warn of the larger parameters that one sparsity for all layers does not reach."""
+    names = {name for name, _ in network.named_parameters()}
+    parameters = {name: tensor for name, tensor in own_tensors(network).items() if name in names}
+    sparse = {key for name, key in weight_keys(network).items() if name not in uncalled}
+    least = NOTEWORTHY * sum(tensor.numel() for tensor in parameters.values())
+    large = [name for name, tensor in parameters.items() if tensor.dim() > 1 and tensor.numel() >= least]
+    if dense := [name for name in large if name not in sparse]:
         warnings.warn(
             f"left dense: {', '.join(dense)}; only linear and convolutional layers that the network calls are evolved",
             stacklevel=4,

@@ -101,7 +101,7 @@ def evolve(
     Parameters
     ----------
     teacher : nn.Module
-        Left as it is.
+        Its values are left as they are; it is put into evaluation mode.
     inputs : Tensor [n, ...]
         Calibration inputs; no labels are used.
     targets : float or mapping of layer name to float

@@ -3,8 +3,8 @@
 from delib.layerwise.admm import admm
 from delib.layerwise.baselines import BASELINES, prune
 from delib.layerwise.compress import Compression, Problem, compress, finalize, quantize
-from delib.layerwise.gptq import round_compensated
 from delib.layerwise.reconstruct import Moments, moments, reconstruct, removal_costs
+from delib.layerwise.rounding import round_compensated
 
 __all__ = [
     "BASELINES",

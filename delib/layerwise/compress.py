@@ -19,12 +19,13 @@ from delib.coding.quantize import Placement, quantize_tensors, quantize_weight, 
 from delib.coding.quantized import Quantized
 from delib.files import in_batch
 from delib.layerwise.admm import admm
-from delib.layerwise.gptq import round_compensated
 from delib.layerwise.reconstruct import RIDGE, Moments, moments, reconstruct
+from delib.layerwise.rounding import round_compensated
 from delib.nn.divergence import Divergence
 from delib.nn.layers import (
     copied,
     matrix_of,
+    original,
     own_tensors,
     put_matrix,
     weight_keys,
@@ -116,6 +117,7 @@ def compress(
     ValueError
         On a layer that the network lacks.
     """
+    teacher = original(teacher)
     layers = weight_layers(teacher)
     if unknown := sorted({*targets, *rounding} - set(layers)):
         raise ValueError(f"the network has no weight layer {unknown[0]!r}; it has {', '.join(layers)}")
@@ -211,6 +213,7 @@ def quantize(
     With ``scaled`` the weights of each output share a scale of their own (see ``row_scales``) beside the layer's
     levels. Biases, norms and buffers stay as they are. Raises ValueError on bits outside 1..16 or an unknown method.
     """
+    network = original(network)
     keys = weight_keys(network)
     of = bits if isinstance(bits, Mapping) else dict.fromkeys(keys, bits)
     if missing := set(keys) - set(of):

@@ -41,8 +41,8 @@ def norm_pairs(network: nn.Module, example: Tensor) -> dict[str, str]:
 
     Found by the data flow of one pass in evaluation mode. Layer and norm are called once, the layer shares no weight,
     the norm has running statistics. The network's answer to ``example`` [n, ...] with the pairs folded is compared with
-    its own: where they differ by more than rounding, as with a norm that does more than its
-    class says, only those pairs are returned whose folding alone changes nothing.
+    its own: where they differ by more than rounding, as with a norm that does more than its class says, only those
+    pairs are returned whose folding alone changes nothing.
     """
     network = copied(network)
     names = {module: name for name, module in network.named_modules()}
@@ -64,6 +64,7 @@ def norm_pairs(network: nn.Module, example: Tensor) -> dict[str, str]:
 def _watched_pass(network: nn.Module, modules: Iterable[nn.Module], example: Tensor) -> tuple[list[_Output], Any]:
     """The outputs of all calls of weight layers, and the network's answer."""
     made: list[_Output] = []
+    norms: list[nn.Module] = []
 
     def layer_forward(layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> _Output:
@@ -83,7 +84,6 @@ def _watched_pass(network: nn.Module, modules: Iterable[nn.Module], example: Ten
 
         return called
 
-    norms: list[nn.Module] = []
     patches: dict[nn.Module, Callable[..., Any]] = {}
     patches |= {m: layer_forward(m, m.forward) for m in modules if isinstance(m, WEIGHT_LAYERS)}
     patches |= {m: norm_forward(m, m.forward) for m in modules if isinstance(m, _BatchNorm)}

@@ -108,11 +108,6 @@ def copied(network: nn.Module) -> nn.Module:
     return result
 
 
-def weight_key(name: str) -> str:
-    """The state dict's key of a layer's weight; a network may itself be the layer, named ''."""
-    return f"{name}.weight" if name else "weight"
-
-
 def weight_of(layer: nn.Module) -> Tensor:
     """A layer's weight, without gradient tracking and sharing its memory."""
     weight = layer.weight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -40,19 +42,30 @@ def round_compensated(
     values, alive = start.view(groups, -1, k).clone(), support.view(groups, -1, k)
     pull = moments.cross + moments.per_row(moments.damping(ridge)) * start  # as in ``reconstruct``
     slope = pull.view(groups, -1, k) - values @ gram
+
+    def nearest(wanted: Tensor) -> Tensor:
+        return codebook[torch.bucketize(wanted / scale, middles)] * scale
+
     for _ in range(sweeps):
         before = values.clone()
-        for begin in range(0, k, BLOCK):
-            own = slice(begin, min(begin + BLOCK, k))
-            near, old = slope[:, :, own].clone(), values[:, :, own].clone()
-            for j in range(own.start, own.stop):
-                best = values[:, :, j] + near[:, :, j - begin] / gram[:, j, j, None]
-                if j < k - moments.bias:
-                    best = codebook[torch.bucketize(best / scale, middles)] * scale
-                best = torch.where(alive[:, :, j], best, 0)
-                near -= (best - values[:, :, j])[:, :, None] * gram[:, j, None, own]
-                values[:, :, j] = best
-            slope -= (values[:, :, own] - old) @ gram[:, own]
+        _sweep(values, slope, gram, alive, k - moments.bias, nearest)
         if torch.equal(values, before):
             break
     return values.view_as(matrix).to(matrix.dtype)
+
+
+def _sweep(
+    values: Tensor, slope: Tensor, gram: Tensor, alive: Tensor, rounded: int, nearest: Callable[[Tensor], Tensor]
+) -> None:
+    """Every survivor once takes its best value given all others, in place: one of the levels in the first ``rounded``
+    columns. ``values``, ``alive`` and the error's falling ``slope`` are [groups, rows, k]."""
+    k = values.shape[2]
+    for begin in range(0, k, BLOCK):
+        own = slice(begin, min(begin + BLOCK, k))
+        near, old = slope[:, :, own].clone(), values[:, :, own].clone()
+        for j in range(own.start, own.stop):
+            best = values[:, :, j] + near[:, :, j - begin] / gram[:, j, j, None]
+            best = torch.where(alive[:, :, j], nearest(best) if j < rounded else best, 0)
+            near -= (best - values[:, :, j])[:, :, None] * gram[:, j, None, own]
+            values[:, :, j] = best
+        slope -= (values[:, :, own] - old) @ gram[:, own]
