@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -104,7 +105,7 @@ def reference() -> None:
 
 @app.command()
 def compress(
-    network: Annotated[str, typer.Argument(help="package.module:function, or torchvision:NAME.")],
+    network: Annotated[str, typer.Argument(help="package.module:function, torchvision:NAME, or ultralytics:FILE.")],
     inputs: Annotated[
         str, typer.Argument(help="A .npy, .npz or .safetensors file, a folder of images, or a function as above.")
     ],
@@ -112,13 +113,20 @@ def compress(
     weights: Annotated[str, typer.Option(help="The network's state dict: .safetensors, .pt or .pth.")] = "",
     sparsity: Annotated[float, typer.Option(min=0, max=0.999, help="Share of the weights that is zeroed.")] = 0.9,
     bits: Annotated[int, typer.Option(min=1, max=16, help="Bits per survivor.")] = 4,
-    steps: Annotated[int, typer.Option(min=0, help="Steps of distillation; a quarter of them with few levels.")] = 2000,
+    recipe: Annotated[
+        Literal["brief", "standard", "thorough"], typer.Option(help="500, 2,000 or 20,000 steps of distillation.")
+    ] = "standard",
+    steps: Annotated[int | None, typer.Option(min=0, help="As many steps instead.")] = None,
 ) -> None:
     """Compress a network of your own into one .delib file, which `decode` gives back for the plain network."""
     from delib.data import load_inputs, load_network
+    from delib.distillation import RECIPES, cost
 
     teacher, examples = load_network(network, weights), load_inputs(inputs)
-    held = delib.compress(teacher, examples, sparsity, bits, steps=steps)
+    chosen = RECIPES[recipe] if steps is None else replace(RECIPES[recipe], steps=steps)
+    seconds, memory = cost(teacher, examples, chosen)
+    typer.echo(f"about {seconds / 60:.1f} minutes, and {memory / 1e9:.1f} GB of memory beside the libraries", err=True)
+    held = delib.compress(teacher, examples, sparsity, bits, recipe=chosen)
     size = held.save(out)
     ratio = held.float32_bytes / size
     typer.echo(f"{out}: {size:,} bytes, {ratio:.1f} times smaller than float32, {held.sparsity:.2%} zeros")
@@ -203,16 +211,32 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> Non
 
 @app.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="A .delib file of a YOLOv3 or YOLOv3-tiny.")],
+    file: Annotated[Path, typer.Argument(help="A .delib file.")],
     out: Annotated[Path, typer.Argument(help="The file to write.", callback=check_output)],
     to: Annotated[
-        Literal["darknet"], typer.Option("--format", help="darknet: a .weights file and its .cfg.")
+        Literal["darknet", "onnx"],
+        typer.Option("--format", help="darknet: a .weights file and its .cfg, of a YOLOv3 or YOLOv3-tiny."),
     ] = "darknet",
+    network: Annotated[str, typer.Option(help="For ONNX, the network that the file belongs to, as for compress.")] = "",
+    inputs: Annotated[str, typer.Option(help="For ONNX, what the network takes, as for compress.")] = "",
 ) -> None:
-    """Write the network of a .delib file in the format of another runtime, and say how to run it there."""
+    """Write the network of a .delib file in the format of another runtime."""
+    if to == "darknet":
+        _export_darknet(file, out)
+        return
+    from delib.coding import load
+    from delib.data import export_onnx, load_inputs, load_network
+
+    if not network or not inputs:
+        raise typer.BadParameter("ONNX needs the network and an example of its inputs: --network and --inputs")
+    export_onnx(load(file).network(like=load_network(network)), load_inputs(inputs), out)
+    typer.echo(f"{out}: {out.stat().st_size:,} bytes; zeros take as much room and time as other values")
+
+
+def _export_darknet(file: Path, out: Path) -> None:
+    """Write it, and say how to run it there."""
     from delib.detection.zoo import export_darknet
 
-    assert to == "darknet"
     name, cfg = export_darknet(_dense(file), out)
     typer.echo(f"{out}: a {name} for any darknet runtime, described by {cfg}")
     typer.echo(f"darknet: darknet detector test coco.data {cfg} {out} PHOTO -thresh 0.25 -out found")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 
 import delib
 from delib.coding import LevelTensor
+from delib.distillation import Recipe, cost
 from delib.nn import accuracy, weight_layers, weight_of
 
 
@@ -57,7 +60,7 @@ def trained() -> Small:
 def test_one_call_compresses_a_network_that_then_loads_into_the_plain_one(trained: Small) -> None:
     images, labels = stripes(1000, 1)
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    quantized = delib.compress(trained, stripes(2000, 2)[0], 0.75, 3, steps=200)
+    quantized = delib.compress(trained, stripes(2000, 2)[0], 0.75, 3, recipe=Recipe(200, 64, 0.01, horizon=500))
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
     network = delib.decode(delib.encode(quantized)).network(like=Small()).eval()
     evolved = {name: weight_of(layer) for name, layer in weight_layers(network).items() if name != "aux"}
@@ -70,7 +73,17 @@ def test_one_call_compresses_a_network_that_then_loads_into_the_plain_one(traine
     assert len(delib.encode(quantized)) < 2500
 
 
-@pytest.mark.parametrize(("options", "message"), [({"sparsity": 1.0}, "sparsity"), ({"bits": 17}, "bits")])
-def test_what_is_out_of_range_is_refused(trained: Small, options: dict[str, float], message: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"sparsity": 1.0}, "sparsity"), ({"bits": 17}, "bits"), ({"recipe": "short"}, "brief, standard, thorough")],
+)
+def test_what_is_out_of_range_is_refused(trained: Small, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         delib.compress(trained, stripes(20, 0)[0], **options)
+
+
+def test_the_cost_is_that_of_its_steps(trained: Small) -> None:
+    images, _ = stripes(100, 0)
+    seconds, size = cost(trained, images, Recipe(400, 64))
+    assert cost(trained, images, Recipe(40000, 64))[0] > 10 * seconds > 0
+    assert cost(trained, images, Recipe(400, 256))[1] > size > 8 * 4 * sum(p.numel() for p in trained.parameters())

@@ -16,7 +16,7 @@ import delib
 
 # The README's table of the house, as strict as it reads: which wings a wing may use beside files.
 MAY_USE: dict[str, set[str]] = {
-    "cli": {"suite", "detection", "coding", "data"},
+    "cli": {"suite", "detection", "distillation", "coding", "data"},
     "suite": set(),
     "detection": {"distillation", "evolution", "layerwise", "coding", "data", "nn"},
     "distillation": {"evolution", "layerwise", "coding", "nn"},

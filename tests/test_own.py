@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision import models
 
-from delib.data import load_inputs, load_network
+from delib.data import export_onnx, hold_out, load_inputs, load_network
+from delib.nn import tensors_in
 
 MODULE = """
 import torch
@@ -51,7 +54,8 @@ def test_from_a_function_to_a_file_and_back_into_the_plain_network(folder: Path)
     network = load_network("mine:small")
     network[1].running_mean.uniform_()  # type: ignore[operator, union-attr]
     save_file(network.state_dict(), "w.safetensors")
-    said = delib("compress", "mine:small", "x.npy", "out.delib", "--weights", "w.safetensors", "--steps", "60")
+    words = ["compress", "mine:small", "x.npy", "out.delib", "--weights", "w.safetensors"]
+    said = delib(*words, "--recipe", "brief", "--steps", "60")
     assert "times smaller than float32, 90.0" in said
     assert "weights are zero (90.0" in delib("inspect", "out.delib")
     delib("decode", "out.delib", "back.safetensors")
@@ -59,6 +63,10 @@ def test_from_a_function_to_a_file_and_back_into_the_plain_network(folder: Path)
     plain.load_state_dict(load_file("back.safetensors"))
     weights = torch.cat([plain[i].weight.detach().flatten() for i in (0, 4)])  # type: ignore[index, union-attr]
     assert (weights == 0).float().mean() >= 0.899
+    delib("export", "out.delib", "out.onnx", "--format", "onnx", "--network", "mine:small", "--inputs", "x.npy")
+    inputs = load_inputs("x.npy")
+    answers = onnxruntime.InferenceSession("out.onnx").run(None, {"input": inputs.numpy()})
+    assert np.allclose(plain(inputs).detach().numpy(), answers[0], atol=1e-5)
 
 
 def test_inputs_of_every_form_are_read(folder: Path) -> None:
@@ -135,3 +143,51 @@ def test_values_of_another_network_and_hostile_files_are_refused(folder: Path) -
             load_network("mine:small", file)
         assert "\n" not in str(caught.value)
     assert not Path("ran").exists()
+
+
+def test_ultralytics_networks_are_known_by_file(folder: Path) -> None:
+    network = load_network("ultralytics:yolov8n.yaml")
+    assert [tensor.shape[:2] for tensor in network(torch.rand(2, 3, 64, 64))] == [(2, 64), (2, 80)]
+
+
+@pytest.mark.parametrize("count", [0, 5, 6])
+def test_what_is_held_out_leaves_inputs_to_learn_from(count: int) -> None:
+    learned, held = hold_out(torch.arange(5), 2)
+    assert (learned.tolist(), held.tolist()) == ([0, 1, 2], [3, 4])
+    with pytest.raises(ValueError, match="leave some"):
+        hold_out(torch.arange(5), count)
+
+
+class Answers(nn.Module):
+    """A network that answers with a dict, of convolutions, attention and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.norm(self.conv(x)).flatten(2).mT
+        return {"tokens": self.attention(x), "mean": x.mean(1)}
+
+
+@pytest.mark.parametrize("make", [Answers, lambda: load_network("mine:small"), lambda: models.resnet18(num_classes=5)])
+def test_onnx_runtime_answers_as_the_network_does(folder: Path, make: Callable[[], nn.Module]) -> None:
+    network = make().eval()
+    export_onnx(network, torch.rand(3, 3, 8, 8), "network.onnx")
+    inputs = torch.rand(7, 3, 8, 8)  # more than the file was made with
+    theirs = onnxruntime.InferenceSession("network.onnx").run(None, {"input": inputs.numpy()})
+    for ours, other in zip(tensors_in(network(inputs)), theirs, strict=True):
+        assert np.allclose(ours.detach().numpy(), other, atol=1e-5)
+
+
+def test_what_onnx_cannot_hold_is_refused_in_one_line(folder: Path) -> None:
+    class Sorts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(np.sort(x.numpy()))
+
+    with pytest.raises(ValueError, match="cannot export a Sorts") as caught:
+        export_onnx(Sorts(), torch.rand(3, 4), "network.onnx")
+    assert "\n" not in str(caught.value)
+    assert not list(folder.glob("*network.onnx*"))

@@ -21,16 +21,22 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def load_network(spec: str, weights: str | Path = "") -> nn.Module:
-    """The network that ``package.module:function`` returns, or ``torchvision:NAME`` names, with the values of a file.
+    """The network that ``package.module:function`` returns, with the values of a file.
 
+    ``torchvision:NAME`` is one of its networks, ``ultralytics:FILE`` one of its checkpoints (see ``load_ultra``).
     Modules are looked for in the current folder too; the function is the user's own code and is run. ``weights`` is a
     state dict as `.safetensors`, or as `.pt` or `.pth`, of which only tensors are read. Raises ValueError, naming what
     was wrong, where that gives no network or the values are another network's.
     """
     place, colon, name = spec.partition(":")
     if not colon:
-        raise ValueError(f"{spec}: name a network as package.module:function or torchvision:NAME")
-    network = _of_torchvision(name) if place == "torchvision" else _function(place, name)()
+        raise ValueError(f"{spec}: name a network as package.module:function, torchvision:NAME or ultralytics:FILE")
+    if place == "torchvision":
+        network = _of_torchvision(name)
+    elif place == "ultralytics":  # by name, like any other function: this wing stands below that of detection
+        network = _function("delib.detection", "load_ultra")(name)
+    else:
+        network = _function(place, name)()
     if not isinstance(network, nn.Module):
         raise ValueError(f"{spec} gave a {type(network).__name__}, no torch.nn.Module")
     if weights:
@@ -46,11 +52,11 @@ def _of_torchvision(name: str) -> nn.Module:
     return models.get_model(name, weights=None)
 
 
-def _function(module: str, name: str) -> Callable[[], Any]:
+def _function(module: str, name: str) -> Callable[..., Any]:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        function: Callable[[], Any] = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{module}:{name} could not be imported ({error})") from error
     return function
@@ -66,28 +72,35 @@ def _load_values(network: nn.Module, file: Path) -> None:
         raise ValueError(f"{file}: no file of tensors by name that belong to this network ({reason})") from error
 
 
-def load_inputs(spec: str) -> Tensor:
+def load_inputs(spec: str, name: str = "inputs") -> Tensor:
     """Inputs [n, ...]: of a `.npy`, `.npz` or `.safetensors` file, a folder of images, or ``package.module:function``.
 
-    Of a file that holds several arrays the one called ``inputs`` is taken. Images become float32 [n, 3, height, width]
+    Of a file that holds several arrays the one called ``name`` is taken. Images become float32 [n, 3, height, width]
     in 0..1 and must have one size. Raises ValueError, naming what was wrong.
     """
     path = Path(spec)
     if path.is_dir():
         return _images(path)
     if not path.is_file():
-        place, colon, name = spec.partition(":")
+        place, colon, function = spec.partition(":")
         if not colon:
-            raise ValueError(f"{spec}: no such file or folder; or name inputs as package.module:function")
-        inputs = _function(place, name)()
+            raise ValueError(f"{spec}: no such file or folder; or name {name} as package.module:function")
+        inputs = _function(place, function)()
     else:
-        inputs = _array(path)
+        inputs = _array(path, name)
     if not isinstance(inputs, Tensor) or inputs.dim() == 0 or len(inputs) == 0:
-        raise ValueError(f"{spec}: inputs must be one tensor [n, ...] of at least one input")
+        raise ValueError(f"{spec}: {name} must be one tensor [n, ...] of at least one input")
     return inputs
 
 
-def _array(path: Path) -> Tensor:
+def hold_out(inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The inputs but the last ``count``, to learn from, and these, to measure on. Raises ValueError if none is left."""
+    if not 0 < count < len(inputs):
+        raise ValueError(f"{count} of {len(inputs)} inputs cannot be held out; hold out at least one, and leave some")
+    return inputs[:-count], inputs[-count:]
+
+
+def _array(path: Path, name: str) -> Tensor:
     try:
         if path.suffix == ".safetensors":
             arrays: Any = load_file(path)
@@ -98,9 +111,9 @@ def _array(path: Path) -> Tensor:
     if isinstance(arrays, np.ndarray):
         return torch.from_numpy(arrays)
     names = list(arrays)
-    if "inputs" not in names and len(names) != 1:
-        raise ValueError(f"{path} holds {', '.join(names) or 'nothing'}; call the array that is meant inputs")
-    return torch.as_tensor(arrays["inputs" if "inputs" in names else names[0]])
+    if name not in names and len(names) != 1:
+        raise ValueError(f"{path} holds {', '.join(names) or 'nothing'}; call the array that is meant {name}")
+    return torch.as_tensor(arrays[name if name in names else names[0]])
 
 
 def _images(folder: Path) -> Tensor:

@@ -14,7 +14,7 @@ from delib.evolution.assess import Suffix
 from delib.nn.divergence import Divergence
 from delib.nn.hooks import never_called
 from delib.nn.layers import own_tensors, weight_keys, weight_layers, weight_of
-from delib.nn.trace import agree
+from delib.nn.trace import agree, mapped
 
 EXAMPLES = 2  # inputs that the network is tried on
 NOTEWORTHY = 0.01  # share of all parameters from which on one that stays dense is named
@@ -45,7 +45,7 @@ def checked_goals(
         is one number; if the divergence cannot tell its answers apart.
     """
     goals = zero_goals(network, targets)
-    example, answer = _first_answer(network, inputs)
+    example, answer = first_answer(network, inputs)
     uncalled = never_called(network, goals, example)
     if isinstance(targets, Mapping) and uncalled:
         raise ValueError(
@@ -60,8 +60,11 @@ def checked_goals(
     return goals
 
 
-def _first_answer(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Any]:
-    """The inputs that the network is tried on, and its answer, which must be the same twice."""
+def first_answer(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Any]:
+    """The inputs that the network is tried on, and its answer, which must be the same twice.
+
+    Raises ValueError, in one line, where the network does not take the inputs or answers differently each time.
+    """
     if not isinstance(inputs, Tensor):
         raise ValueError(
             f"inputs must be one tensor [n, ...], got {type(inputs).__name__}; a network that takes several can be "
@@ -130,7 +133,8 @@ def _check_layer(network: nn.Module, name: str, example: Tensor, answer: Any, di
     if not agree(followed, without):
         raise ValueError(f"what layer {name!r} does to the network's answer cannot be followed: name other layers")
     try:
-        diverged = float(divergence(without, answer))
+        # In double precision: where a layer matters little, a sum of float32 logarithms may round to below zero.
+        diverged = float(divergence(_double(without), _double(answer)))
     except (TypeError, AttributeError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise ValueError(
@@ -141,6 +145,10 @@ def _check_layer(network: nn.Module, name: str, example: Tensor, answer: Any, di
             f"the divergence is {diverged} though the answer with half of layer {name!r} is another; name a divergence "
             "that tells them apart, such as mse"
         )
+
+
+def _double(answer: Any) -> Any:
+    return mapped(answer, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 @contextmanager

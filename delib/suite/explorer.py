@@ -94,6 +94,7 @@ def explore(
     draw: Callable[[Any], Any],
     caption: Callable[[Any], str],
     *,
+    quantity: str = "Sparsity",
     start: int = 0,
 ) -> Explorer:
     """An explorer over ``stops``: anything, such as a student, under the label that the slider shows for it.
@@ -103,7 +104,7 @@ def explore(
     frames = [
         Frame(label, draw(stop), f"{title}, {label}: {caption(stop)}", caption(stop)) for label, stop in stops.items()
     ]
-    return Explorer(frames, title, start=start)
+    return Explorer(frames, title, quantity, start)
 
 
 def template(name: str) -> Any:
