@@ -1,6 +1,7 @@
 """Quantisers for arrays of weights and the lossless container; numpy only."""
 
 from delib.coding.container import DelibError, LevelTensor, encode
+from delib.coding.entropy import Rated, cheapest, entropy_constrained, quantize_entropy
 from delib.coding.quantize import (
     PLACEMENTS,
     Placement,
@@ -18,10 +19,14 @@ __all__ = [
     "LevelTensor",
     "Placement",
     "Quantized",
+    "Rated",
+    "cheapest",
     "decode",
     "encode",
+    "entropy_constrained",
     "kmeans_levels",
     "load",
+    "quantize_entropy",
     "quantize_tensors",
     "quantize_weight",
     "save",

@@ -16,7 +16,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,10 @@ class LevelTensor:
             raise ValueError("an index lies outside the codebook")
         if self.scales is not None and (self.scales.dtype != np.float16 or self.scales.shape != self.mask.shape[:1]):
             raise ValueError(f"the scales must be a vector of {len(self.mask)} float16 values, one for each output")
+
+    def reshaped(self, shape: tuple[int, ...]) -> LevelTensor:
+        """The same weight in another shape whose first axis is as long."""
+        return replace(self, mask=self.mask.reshape(shape))
 
     def dense(self) -> NDArray[np.float32]:
         """The weight itself: the level of every survivor, times its output's scale if there are any; zero elsewhere."""

@@ -72,7 +72,15 @@ def lloyd_levels(values: NDArray[np.floating], count: int) -> Levels:
     return np.unique(levels[sizes > 0].astype(np.float32))
 
 
-PLACEMENTS: dict[str, Placement] = {"kmeans": kmeans_levels, "uniform": uniform_levels}
+def power_levels(values: NDArray[np.floating], count: int) -> Levels:
+    """``count`` powers of two, half of them negative, down from the largest that a value rounds to: multiplying by them
+    is shifting (incremental network quantisation: Zhou et al. 2017, eq. 2 to 4)."""
+    highest = math.floor(math.log2(4 / 3 * max(float(np.abs(values).max()), float(np.finfo(np.float32).tiny))))
+    sizes = 2.0 ** np.arange(highest, highest - max(count // 2, 1), -1)
+    return np.unique(np.concatenate([-sizes, sizes])[:count].astype(np.float32))
+
+
+PLACEMENTS: dict[str, Placement] = {"kmeans": kmeans_levels, "power": power_levels, "uniform": uniform_levels}
 
 
 def quantize_tensors(

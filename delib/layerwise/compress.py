@@ -19,12 +19,14 @@ from delib.coding.quantize import Placement, quantize_tensors, quantize_weight, 
 from delib.coding.quantized import Quantized
 from delib.files import in_batch
 from delib.layerwise.admm import admm
+from delib.layerwise.rate_aware import quantize_rate_aware
 from delib.layerwise.reconstruct import RIDGE, Moments, moments, reconstruct
 from delib.layerwise.rounding import round_compensated
 from delib.nn.divergence import Divergence
 from delib.nn.layers import (
     copied,
     matrix_of,
+    matrix_to_weight,
     original,
     own_tensors,
     put_matrix,
@@ -43,12 +45,15 @@ LOOKED = 128  # inputs that sensitivities are measured on: with half, YOLOv3-tin
 class Compression:
     """The settings of ``compress``; the defaults are YOLOv3-tiny's.
 
-    ``bits`` per survivor of rounded layers. ``batch`` inputs are run at a time. ``ridge`` damps the Gram matrices (see
-    ``reconstruct``). A layer is fitted to ``enough`` vectors: 2**18 are 57 for each weight of YOLOv3-tiny's longest
-    row. ``iterations`` of ADMM: there more than 75 no longer lower the error, and the largest layer takes 1 s for each.
+    ``bits`` per survivor of rounded layers; with a ``multiplier`` above 0 these are quantised rate-aware instead (see
+    ``quantize_rate_aware``), and it is the divergence, where one is given, that a bit is worth. ``batch`` inputs are
+    run at a time. ``ridge`` damps the Gram matrices (see ``reconstruct``). A layer is fitted to ``enough`` vectors:
+    2**18 are 57 for each weight of YOLOv3-tiny's longest row. ``iterations`` of ADMM: there more than 75 no longer
+    lower the error, and the largest layer takes 1 s for each.
     """
 
     bits: int = 4
+    multiplier: float = 0.0
     batch: int = 16
     ridge: float = RIDGE
     enough: int = 1 << 18
@@ -57,8 +62,10 @@ class Compression:
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 16:
             raise ValueError(f"bits per survivor must lie in 1..16, got {self.bits}")
-        if min(self.batch, self.enough) < 1 or min(self.ridge, self.iterations) < 0:
-            raise ValueError(f"batch and enough must be at least 1, ridge and iterations at least 0, got {self}")
+        if min(self.batch, self.enough) < 1 or min(self.ridge, self.iterations, self.multiplier) < 0:
+            raise ValueError(
+                f"batch and enough must be at least 1, ridge, iterations and multiplier at least 0, got {self}"
+            )
 
 
 class Problem(NamedTuple):
@@ -98,8 +105,8 @@ def compress(
         Calibration inputs.
     targets : mapping of layer name to sparsity
     rounding : collection of layer names
-        Layers that get 2**bits levels with one scale per output, each rounding error made up for by the weights still
-        unrounded and by the bias.
+        Layers that get 2**bits levels with one scale per output, each rounding error made up for by the other weights
+        and by the bias; or, with a multiplier, the cheapest of error and bits.
     position_weights : callable, optional
         From the teacher's outputs, how much positions count, [n, rows, columns] (see ``reconstruct.moments``).
     divergence : Divergence, optional
@@ -126,7 +133,8 @@ def compress(
     names = [name for name in layers if name in targets or name in rounding]
     parts = inputs.split(settings.batch)
     positions = None if position_weights is None else torch.cat([position_weights(teacher(part)) for part in parts])
-    sensitive = _sensitivities(teacher, {n: layers[n] for n in names if targets.get(n)}, inputs, divergence)
+    weighted = {n: layers[n] for n in names if targets.get(n) or settings.multiplier}
+    sensitive = _sensitivities(teacher, weighted, inputs, divergence)
     for name in tqdm(names, unit="layer", disable=in_batch()):
         layer = student.get_submodule(name)
         sums = moments(
@@ -137,7 +145,7 @@ def compress(
         if watch is not None and name in targets and name not in rounding:
             watch(name, problem)
         if name in rounding:
-            levels[name] = _round(layer, sums, settings)
+            levels[name] = _round(layer, sums, sensitive.get(name), settings)
     return student, levels
 
 
@@ -169,12 +177,18 @@ def _solve(
     return support, Problem(sums, matrix, strength, int(support.sum()) - len(matrix) * sums.bias, sensitivity)
 
 
-def _round(layer: nn.Module, sums: Moments, settings: Compression) -> LevelTensor:
-    """Compensated rounding in place; returns the weight as levels, bit for bit what the layer then holds."""
+def _round(layer: nn.Module, sums: Moments, sensitivity: Tensor | None, settings: Compression) -> LevelTensor:
+    """Rounding in place; returns the weight as levels, bit for bit what the layer then holds."""
     weight, matrix = weight_of(layer), matrix_of(layer)
-    placed = quantize_weight(weight.cpu().numpy(), settings.bits, scaled=True)
-    put_matrix(layer, round_compensated(sums, with_bias(weight != 0, layer), matrix, placed, settings.ridge))
-    levels = with_levels(weight.cpu().numpy(), placed.codebook, placed.scales)
+    if settings.multiplier:
+        half = None if sensitivity is None else sensitivity / 2  # of a quadratic function's curvature is its value
+        levels, rounded = quantize_rate_aware(sums, matrix, settings.multiplier, half, ridge=settings.ridge)
+        levels = levels.reshaped(tuple(weight.shape))
+    else:
+        placed = quantize_weight(weight.cpu().numpy(), settings.bits, scaled=True)
+        rounded = round_compensated(sums, with_bias(weight != 0, layer), matrix, placed, settings.ridge)
+        levels = with_levels(matrix_to_weight(rounded, weight.shape).cpu().numpy(), placed.codebook, placed.scales)
+    put_matrix(layer, rounded)
     weight.copy_(torch.from_numpy(levels.dense()))
     return levels
 

@@ -1,0 +1,110 @@
+"""Rate-aware quantisation of a layer: against exhaustive search, against two steps one after the other, and theory."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from delib.coding import encode, quantize_weight, with_levels
+from delib.layerwise import Moments, admm, quantize_rate_aware, reconstruct, round_compensated
+from delib.layerwise.rate_aware import Prices, _Descent
+
+
+def layer(rows: int, k: int, seed: int = 0, groups: int = 1, bias: bool = False) -> tuple[Moments, Tensor]:
+    """A matrix of weights and the moments of correlated inputs that are never negative."""
+    chance = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=chance, dtype=torch.float64)  # noqa: E731
+    spread = torch.linspace(0.1, 1, k, dtype=torch.float64)
+    x = (draw(groups, 500, k) @ (draw(k, k) * spread[:, None])).relu()
+    if bias:
+        x[:, :, -1] = 1
+    matrix = draw(rows, k)
+    y = (x @ matrix.view(groups, -1, k).mT).transpose(0, 1).reshape(500, rows)
+    grouped = y.T.view(groups, -1, 500) @ x
+    return Moments(x.mT @ x, grouped.view(rows, k), y.square().sum(0), 500, bias, 500), matrix
+
+
+def dense(levels: object) -> Tensor:
+    return torch.from_numpy(levels.dense()).double()  # type: ignore[attr-defined]
+
+
+def descent_from_prices(seed: int) -> _Descent:
+    """Five weights, three levels, and what each costs."""
+    moments, matrix = layer(1, 5, seed)
+    descent = _Descent(moments, matrix, 0.2, None, 1e-3)
+    descent.levels, descent.zero = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64), 1
+    descent.indices = torch.bucketize(matrix, torch.tensor([-0.5, 0.5], dtype=torch.float64))
+    descent.prices = Prices(torch.full((1, 5), 0.5), torch.full((1, 5), 1.8), torch.tensor([1.0, 0.0, 1.0]), 1)
+    return descent
+
+
+def test_close_to_the_best_of_all_assignments() -> None:
+    """All 243 are tried."""
+    excess = []
+    for seed in range(40):
+        descent, costs = descent_from_prices(seed), []
+        for _ in range(10):
+            descent.sweep()
+        found = descent.cost()
+        for indices in itertools.product(range(3), repeat=5):
+            descent.indices = torch.tensor(indices)[None]
+            descent.values = descent.levels[descent.indices][None]
+            costs.append(descent.cost())
+        excess.append(found / min(costs) - 1)
+    assert min(excess) >= -1e-9
+    assert np.mean(np.array(excess) < 1e-9) > 0.5
+    assert np.mean(excess) < 0.1
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_fewer_bytes_at_the_same_error_than_support_values_and_levels_one_after_the_other(groups: int) -> None:
+    moments, matrix = layer(64, 120, groups=groups)
+    support, _ = admm(moments, matrix.float(), int(0.1 * matrix.numel()))
+    start = reconstruct(moments, support, matrix)
+    placed = quantize_weight(start.float().numpy(), 4, scaled=True)
+    rounded = round_compensated(moments, support, start, placed)
+    usual = with_levels(rounded.float().numpy(), placed.codebook, placed.scales)
+    error = float(moments.error(dense(usual)).sum())
+    unit = float(moments.energy.sum()) / moments.inputs / matrix.numel()
+    fewer = [
+        len(encode({"w": levels})) / len(encode({"w": usual}))
+        for multiplier in unit * np.geomspace(0.05, 1, 5)
+        for levels, _ in [quantize_rate_aware(moments, start, multiplier)]
+        if float(moments.error(dense(levels)).sum()) <= error
+    ]
+    assert min(fewer) < 0.85
+
+
+def test_support_and_levels_follow_the_price() -> None:
+    moments, matrix = layer(32, 60)
+    unit = float(moments.energy.sum()) / moments.inputs / matrix.numel()
+    found = [quantize_rate_aware(moments, matrix, factor * unit)[0] for factor in (0.01, 0.1, 1.0)]
+    errors = [float(moments.error(dense(levels)).sum()) for levels in found]
+    assert errors == sorted(errors)
+    assert [levels.mask.sum() for levels in found] == sorted((levels.mask.sum() for levels in found), reverse=True)
+    assert all((np.diff(levels.codebook) > 0).all() for levels in found)
+
+
+def test_a_row_that_matters_more_gets_finer_steps() -> None:
+    moments, matrix = layer(32, 60)
+    weights = torch.ones(32)
+    weights[:16] = 100.0
+    unit = float(moments.energy.sum()) / moments.inputs / matrix.numel()
+    levels, _ = quantize_rate_aware(moments, matrix, 5 * unit, weights)
+    errors = moments.error(dense(levels)) / moments.energy
+    assert errors[:16].mean() < 0.2 * errors[16:].mean()
+    assert levels.mask[:16].sum() > levels.mask[16:].sum()
+
+
+def test_a_bias_is_not_quantised_and_makes_up_for_the_rest() -> None:
+    moments, matrix = layer(16, 30, bias=True)
+    unit = float(moments.energy.sum()) / moments.inputs / matrix.numel()
+    levels, found = quantize_rate_aware(moments, matrix, 2 * unit)
+    assert levels.mask.shape == (16, 29)
+    assert torch.equal(found[:, :-1], dense(levels).to(found))
+    kept = torch.cat([found[:, :-1], matrix[:, -1:]], dim=1)
+    assert float(moments.error(found).sum()) < float(moments.error(kept).sum())
