@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from delib.distillation import FakeQuantization, GradualPruning, Objective, Recipe, distill
+from delib.distillation import FakeQuantization, GradualPruning, Objective, RateAwareQuantization, Recipe, distill
 from delib.distillation.distill import feature_error
 from delib.layerwise import finalize, quantize
 from delib.nn.batchnorm import folded
@@ -208,6 +208,7 @@ def test_frozen_modules_do_not_move_and_remembered_batches_train_as_well() -> No
 DURING = {
     "alone": lambda: None,
     "quantised": lambda: FakeQuantization(2),
+    "rated": lambda: RateAwareQuantization(2, multiplier=1e-3, again=(40, 80)),
     "pruned": lambda: GradualPruning(150, every=20),
 }
 

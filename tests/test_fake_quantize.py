@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from delib.coding.quantize import quantize_weight
-from delib.distillation import FakeQuantization
-from delib.layerwise.compress import Compression, compress, quantize
-from delib.nn.layers import weight_layers, weight_of
+from delib.coding import encode, quantize_weight
+from delib.distillation import FakeQuantization, Objective, RateAwareQuantization, Recipe, distill
+from delib.layerwise import Compression, compress, finalize, quantize
+from delib.nn import mse, weight_curvatures, weight_layers, weight_of
 
 
 @pytest.fixture
@@ -80,3 +80,61 @@ def test_a_sparse_network_rounded_with_compensation_is_where_training_begins(net
     with FakeQuantization(3).applied(net):
         nearest = net(INPUTS)
     assert (rounded_net(INPUTS) - net(INPUTS)).square().mean() < 0.7 * (nearest - net(INPUTS)).square().mean()
+
+
+def dense() -> tuple[nn.Sequential, torch.Tensor]:
+    """A network that was never pruned, and inputs."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 80), nn.ReLU(), nn.Linear(80, 80), nn.ReLU(), nn.Linear(80, 4)).eval()
+    return net, torch.randn(2000, 20)
+
+
+@torch.no_grad()
+def distilled(during: FakeQuantization) -> tuple[float, int]:
+    """Error on other inputs, and bytes, of a student trained with its weights at their levels."""
+    teacher, inputs = dense()
+    student, objective = copy.deepcopy(teacher), Objective(mse)
+    with torch.enable_grad():
+        distill(student, teacher, inputs[:1000], Recipe(300, 64, 0.01), objective=objective, during=during)
+    held = during.tensors(student)
+    with during.applied(student):
+        passed = {name: weight_of(layer).clone() for name, layer in weight_layers(student).items()}
+    assert all((passed[name].numpy() == tensor.dense()).all() for name, tensor in held.items())
+    network = finalize(student, held).network(student)
+    return float(mse(network(inputs[1000:]), teacher(inputs[1000:]))), len(encode(finalize(student, held)))
+
+
+def test_rates_in_the_loop_take_fewer_bytes_at_the_same_error() -> None:
+    most, size = distilled(FakeQuantization(2))
+    teacher, inputs = dense()
+    bends = weight_curvatures(teacher, weight_layers(teacher), inputs[:500], mse)
+    error, rated = distilled(RateAwareQuantization(5, multiplier=3e-7, curvatures=bends))
+    assert error < most and rated < size, (most, size, error, rated)
+
+
+def test_survivors_die_and_come_back_with_the_rates() -> None:
+    teacher, inputs = dense()
+    bends = weight_curvatures(teacher, weight_layers(teacher), inputs[:500], mse)
+    rated = RateAwareQuantization(4, multiplier=1e-6, curvatures=bends, again=(1,))
+    with rated.applied(teacher):
+        few = int((teacher[2].weight != 0).sum())
+    rated.multiplier = 1e-9
+    with rated.applied(teacher):
+        many = int((teacher[2].weight != 0).sum())
+    assert few < many <= 6400
+    assert bool((teacher[2].weight != 0).all())
+
+
+def test_curvatures_are_the_mean_second_derivatives() -> None:
+    teacher, inputs = dense()
+    layers = weight_layers(teacher)
+    found = weight_curvatures(teacher, layers, inputs, mse)
+    for name, layer in layers.items():
+        # Of mse, the Hessian is exactly the mean of 2 (∂answer/∂w)² over inputs and answers.
+        squares = torch.zeros_like(weight_of(layer))
+        for x in inputs[:200]:
+            for answer in teacher(x):
+                squares += torch.autograd.grad(answer, layer.weight, retain_graph=True)[0].square()
+        exact = 2 * squares.mean(1) / 200 / 4
+        assert torch.corrcoef(torch.stack([found[name], exact]))[0, 1] > 0.9 or len(exact) < 5
+        assert 0.6 < float(found[name].mean() / exact.mean()) < 1.6

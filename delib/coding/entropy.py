@@ -96,6 +96,20 @@ def _envelope(rated: Rated, multiplier: float) -> tuple[NDArray[np.integer], NDA
     return np.array(used), np.array(cuts)
 
 
+def cuts_of(rated: Rated, multiplier: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The levels that are some value's cheapest, and zero, in rising order, and the values at which the level changes.
+
+    Where zero is no value's cheapest, as in a layer without zeros, it has no values between its two changes.
+    """
+    used, cuts = _envelope(rated, multiplier)
+    levels = rated.levels[used]
+    if not (levels == 0).any():
+        place = int(np.searchsorted(levels, 0))
+        cuts = np.insert(cuts, place, [-math.inf, *cuts, math.inf][place])
+        levels = np.insert(levels, place, 0.0)
+    return levels, cuts
+
+
 def cheapest(values: NDArray[np.floating], rated: Rated, multiplier: float) -> NDArray[np.integer]:
     """The index of each value's level of least (value - level)² + ``multiplier`` · bits, in the values' shape."""
     used, cuts = _envelope(rated, multiplier)

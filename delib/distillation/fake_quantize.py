@@ -9,22 +9,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from delib.coding.container import LevelTensor
-from delib.coding.quantize import PLACEMENTS, quantize_weight, with_levels
+from delib.coding.entropy import as_tensor, cuts_of, entropy_constrained
+from delib.coding.quantize import PLACEMENTS, as_scales, quantize_weight, with_levels
 from delib.nn.layers import stored, weight_layers, weight_of
 
 
+class _Code(NamedTuple):
+    """A layer's levels in rising order, the values between them at which the level changes, its outputs' scales."""
+
+    levels: NDArray[np.float32]
+    cuts: NDArray[np.float64]
+    scales: NDArray[np.float16] | None
+
+
 class _Grid(NamedTuple):
-    """A layer's survivors [n] where they lie in memory, their outputs' scales [n], the levels, and the middles between
-    levels; good for one ``layout`` of the memory."""
+    """A layer's survivors [n] where they lie in memory, their outputs' scales [n], the levels, and the cuts between
+    them; good for one ``layout`` of the memory."""
 
     layout: Any
     places: Tensor
     scales: Tensor
     codebook: Tensor
-    middles: Tensor
+    cuts: Tensor
 
 
 @dataclass
@@ -45,7 +55,7 @@ class FakeQuantization:
     levels: Mapping[str, LevelTensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._codes = {name: (tensor.codebook, tensor.scales) for name, tensor in self.levels.items()}
+        self._codes = {name: _nearest(tensor.codebook, tensor.scales) for name, tensor in self.levels.items()}
         self._grids: dict[str, _Grid] = {}
 
     @contextmanager
@@ -54,7 +64,7 @@ class FakeQuantization:
         grids = {name: (stored(weight), self._grid(name, weight)) for name, weight in self._weights(network).items()}
         own = {name: memory[grid.places] for name, (memory, grid) in grids.items()}
         for name, (memory, grid) in grids.items():
-            nearest = torch.bucketize((own[name] / grid.scales).double(), grid.middles)
+            nearest = torch.bucketize((own[name] / grid.scales).double(), grid.cuts)
             memory[grid.places] = grid.codebook[nearest] * grid.scales
         try:
             yield
@@ -64,39 +74,113 @@ class FakeQuantization:
 
     def tensors(self, network: nn.Module) -> dict[str, LevelTensor]:
         """Each layer's weight as a pass sees it: what ``layerwise.finalize`` stores."""
-        weights = self._weights(network).items()
-        return {name: with_levels(weight.cpu().numpy(), *self._code(name, weight)) for name, weight in weights}
+        found = {}
+        for name, weight in self._weights(network).items():
+            code = self._code(name, weight)
+            found[name] = with_levels(weight.cpu().numpy(), code.levels, code.scales)
+        return found
 
     def _weights(self, network: nn.Module) -> dict[str, Tensor]:
         return {name: weight_of(layer) for name, layer in weight_layers(network).items() if name not in self.fixed}
 
-    def _code(self, name: str, weight: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+    def _code(self, name: str, weight: Tensor) -> _Code:
         """A layer's levels and scales, placed when first asked for."""
         if name not in self._codes:
-            bits = self.bits if isinstance(self.bits, int) else self.bits[name]
-            placed = quantize_weight(weight.cpu().numpy(), bits, PLACEMENTS[self.method], scaled=self.scaled)
-            self._codes[name] = placed.codebook, placed.scales
+            self._codes[name] = self._placed(name, weight)
         return self._codes[name]
+
+    def _placed(self, name: str, weight: Tensor) -> _Code:
+        bits = self.bits if isinstance(self.bits, int) else self.bits[name]
+        placed = quantize_weight(weight.cpu().numpy(), bits, PLACEMENTS[self.method], scaled=self.scaled)
+        return _nearest(placed.codebook, placed.scales)
 
     def _grid(self, name: str, weight: Tensor) -> _Grid:
         layout = weight.stride(), weight.device
         if name not in self._grids or self._grids[name].layout != layout:
-            levels, scales = self._code(name, weight)
-            codebook, places = torch.from_numpy(levels).to(weight.device), stored(weight).nonzero()[:, 0]
-            rows = torch.from_numpy(np.ones(len(weight)) if scales is None else scales).to(weight)
+            code = self._code(name, weight)
+            codebook, places = torch.from_numpy(code.levels).to(weight.device), stored(weight).nonzero()[:, 0]
+            rows = torch.from_numpy(np.ones(len(weight)) if code.scales is None else code.scales).to(weight)
             spread = torch.empty_like(weight).copy_(rows.view(-1, *[1] * (weight.dim() - 1)))
-            middles = (codebook[1:].double() + codebook[:-1]) / 2
-            self._grids[name] = _Grid(layout, places, stored(spread)[places], codebook, middles)
+            cuts = torch.from_numpy(code.cuts).to(weight.device)
+            self._grids[name] = _Grid(layout, places, stored(spread)[places], codebook, cuts)
         return self._grids[name]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: codebook and scales by layer."""
+        """What a checkpoint holds: levels, cuts and scales by layer."""
         return {
-            name: (torch.from_numpy(levels), None if scales is None else torch.from_numpy(scales))
-            for name, (levels, scales) in self._codes.items()
+            name: [None if part is None else torch.from_numpy(part) for part in code]
+            for name, code in self._codes.items()
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state``."""
-        for name, (levels, scales) in state.items():
-            self._codes[name] = levels.cpu().numpy(), None if scales is None else scales.cpu().numpy()
+        for name, parts in state.items():
+            levels, cuts, scales = (None if part is None else part.cpu().numpy() for part in parts)
+            assert levels is not None and cuts is not None
+            self._codes[name] = _Code(levels, cuts, scales)
+
+
+def _nearest(levels: NDArray[np.float32], scales: NDArray[np.float16] | None) -> _Code:
+    """Every value takes its nearest level."""
+    return _Code(levels, (levels[1:].astype(np.float64) + levels[:-1]) / 2, scales)
+
+
+@dataclass
+class RateAwareQuantization(FakeQuantization):
+    """``FakeQuantization`` with entropy-constrained levels: what a pass sees is the cheapest of error and bits.
+
+    Zero is a level like any other, so survivors may die and come back while the student is trained. Levels and rates
+    are placed (see ``coding.entropy_constrained``) at the first pass and again at each in ``again``, for the weights as
+    they are by then; the passes after the last settle on them. A bit is worth ``multiplier`` of the divergence, of
+    which ``curvatures`` (by layer, [rows]; see ``nn.weight_curvatures``) are the second derivatives by a weight of each
+    output; without these, of the weights' squared error. The scales make steps of equal effect in all outputs. At most
+    2**``bits`` levels beside zero.
+    """
+
+    multiplier: float = 1e-6
+    curvatures: Mapping[str, Tensor] = field(default_factory=dict)
+    again: Collection[int] = ()
+    passes: int = field(default=0, init=False)
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Inside the block the weight layers hold quantised weights, afterwards their own again."""
+        if self.passes in self.again:
+            self._codes.clear()
+            self._grids.clear()
+        self.passes += 1
+        with super().applied(network):
+            yield
+
+    def _placed(self, name: str, weight: Tensor) -> _Code:
+        bits = self.bits if isinstance(self.bits, int) else self.bits[name]
+        given = self.curvatures.get(name, torch.full((len(weight),), 2.0))
+        bend = np.maximum(given.double().cpu().numpy(), np.finfo(np.float32).tiny)
+        scales = as_scales(bend**-0.5)
+        spread = scales.astype(np.float64)
+        price = self.multiplier / float((bend / 2 * spread**2).mean())
+        values = weight.double().cpu().numpy().reshape(len(weight), -1) / spread[:, None]
+        rated = entropy_constrained(values, price, 2**bits + 1)
+        levels, cuts = cuts_of(rated, price)
+        return _Code(levels.astype(np.float32), cuts, scales)
+
+    def tensors(self, network: nn.Module) -> dict[str, LevelTensor]:
+        """Each layer's weight as a pass sees it: what ``layerwise.finalize`` stores."""
+        found = {}
+        for name, weight in self._weights(network).items():
+            levels, cuts, scales = self._code(name, weight)
+            spread = np.ones(len(weight), np.float16) if scales is None else scales
+            rows = torch.from_numpy(spread).to(weight).view(-1, *[1] * (weight.dim() - 1))
+            nearest = torch.bucketize((weight / rows).double(), torch.from_numpy(cuts).to(weight.device))
+            nearest[weight == 0] = int(np.flatnonzero(levels == 0)[0])
+            found[name] = as_tensor(nearest.cpu().numpy(), levels, scales)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: the codes, and how many passes there were."""
+        return {"codes": super().state(), "passes": self.passes}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state``."""
+        super().resume(state["codes"])
+        self.passes = state["passes"]

@@ -23,7 +23,7 @@ from delib.nn.layers import (
     weight_to_matrix,
     with_bias,
 )
-from delib.nn.sensitivity import sensitivities, sensitivity
+from delib.nn.sensitivity import sensitivities, sensitivity, weight_curvatures
 from delib.nn.solvers import bisect, conjugate_gradients
 from delib.nn.trace import Call, Trace, agree, forwards_replaced, mapped, tensors_in
 
@@ -71,6 +71,7 @@ __all__ = [
     "up_to",
     "watched",
     "watched_calls",
+    "weight_curvatures",
     "weight_layers",
     "weight_of",
     "weight_to_matrix",

@@ -61,6 +61,28 @@ def sensitivities(
     }
 
 
+def weight_curvatures(
+    network: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor, divergence: Divergence, seed: int = 0
+) -> dict[str, Tensor]:
+    """The mean over a row's weights of the divergence's second derivatives by them, [rows] by layer name.
+
+    The sensitivity of the row's outputs, of one input's divergence, times the squared inputs that the layer's weights
+    meet, summed over positions and averaged over inputs and channels: both are taken as independent, and padding as met
+    like the rest.
+    """
+    found = sensitivities(network, layers, inputs, divergence, seed)
+    with torch.no_grad(), watched_calls(layers.values()) as calls:
+        network(inputs)
+    for name, layer in layers.items():
+        met = 0.0
+        for call in calls:
+            if call.module is layer:
+                channels = call.output.shape[-1 if isinstance(layer, nn.Linear) else 1]
+                met += float(call.input.square().mean()) * call.output.numel() / channels / len(inputs)
+        found[name] = found[name] * len(inputs) * met
+    return found
+
+
 def _forward(network: nn.Module, layers: Iterable[nn.Module], inputs: Tensor) -> tuple[Any, list[Passed]]:
     """The network's answer and the calls of the layers, with the graph that derivatives need."""
     with torch.enable_grad(), _differentiable(network), watched_calls(layers, apart=True) as calls:
