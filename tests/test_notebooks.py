@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from house import ROOT
 
+import delib
 from delib.coding import container as encode
-from delib.data import CLASSIFIERS
-from delib.nn import float32_bytes, weight_layers, weight_of
+from delib.data import CLASSIFIERS, load_inputs, load_network
+from delib.nn import accuracy, float32_bytes, weight_layers, weight_of
 from delib.suite import parameters, report, runner
 
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -222,6 +223,20 @@ def test_the_detector_goes_the_whole_way_and_says_what_its_photos_are_worth(smok
     won = re.search(r"Cycles won: \{(.*?)\}", text)
     assert won and sum(map(int, re.findall(r": (\d+)", won[1]))) == 2
     assert not any(key.startswith("yolov3_tiny.") for key in record["metrics"]), "which would count for the claims"
+
+
+def test_the_file_of_ones_own_network_decodes_into_the_plain_one(smoke: Smoke) -> None:
+    settings, metrics = smoke.record("07_your_network")["parameters"], smoke.record("07_your_network")["metrics"]
+    file = smoke.result("07_your_network").record.parent.parent / "your-network.delib"
+    network = delib.load(file).network(like=load_network(settings["network"]))
+    layers = [weight_of(layer) for layer in weight_layers(network).values()]
+    zeros = sum(int((weight == 0).sum()) for weight in layers) / sum(weight.numel() for weight in layers)
+    assert zeros == pytest.approx(metrics["network.sparsity"])
+    assert zeros >= settings["sparsity"]
+    assert metrics["network.compression_ratio"] == pytest.approx(float32_bytes(network) / file.stat().st_size)
+    unseen = load_inputs(settings["inputs"])[-settings["held_out"] :]
+    labels = load_inputs(settings["labels"])[-settings["held_out"] :]
+    assert accuracy(network, unseen, labels) == pytest.approx(metrics["network.decoded_accuracy"])
 
 
 def executed(smoke: Smoke, name: str) -> list[dict[str, Any]]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from delib.coding.container import LevelTensor
-from delib.coding.entropy import LEVELS, Rated, as_tensor, entropy_constrained
-from delib.coding.quantize import as_scales
+from delib.coding.entropy import LEVELS, as_tensor, entropy_constrained
 from delib.layerwise.reconstruct import RIDGE, Moments
 
 BLOCK = 128  # columns between two updates of all others
@@ -79,8 +77,7 @@ def quantize_rate_aware(
     multiplier : float
         Error that one bit is worth, above 0.
     row_weights : Tensor [rows], optional
-        s, how much an error of each output counts. Levels are then multiplied by scales 1/√s of the outputs: equally
-        priced bits make steps of equal weighted error (reverse water-filling).
+        s, how much an error of each output counts.
     count : int
         Levels at most, zero among them.
     sweeps : int
@@ -116,27 +113,23 @@ class _Descent:
         self, moments: Moments, matrix: Tensor, multiplier: float, row_weights: Tensor | None, ridge: float
     ) -> None:
         groups, k = moments.groups, matrix.shape[1]
-        self.moments, self.dtype = moments, matrix.dtype
+        self.moments, self.dtype, self.columns = moments, matrix.dtype, k - moments.bias
         self.gram = moments.damped(ridge)
         start = matrix.to(self.gram)
-        weights = torch.ones(len(matrix)) if row_weights is None else row_weights
-        scales = as_scales(weights.cpu().numpy().astype(np.float64) ** -0.5)
-        self.scales = None if row_weights is None else scales
-        self.scale = torch.from_numpy(scales.astype(np.float64)).to(self.gram).view(groups, -1)
-        self.price = multiplier * moments.inputs / weights.to(self.gram).view(groups, -1)  # in units of the Gram matrix
-        self.multiplier, self.weights = multiplier, weights.to(self.gram)
         self.values = start.view(groups, -1, k).clone()
-        self.columns = k - moments.bias
+        self.weights = torch.ones_like(start[:, 0]) if row_weights is None else row_weights.to(self.gram)
+        self.multiplier = multiplier
+        self.price = multiplier * moments.inputs / self.weights.view(groups, -1)  # in units of the Gram matrix
         pull = moments.cross + moments.per_row(moments.damping(ridge)) * start  # as in ``reconstruct``
         self.pull = pull.view(groups, -1, k)
 
     def place(self, count: int) -> None:
-        """The first levels, for the values as they are, each counted alike."""
-        own = self.values[:, :, : self.columns] / self.scale[:, :, None]
-        diagonal = self.gram.diagonal(dim1=1, dim2=2)[:, None, : self.columns]
-        price = float((self.price / self.scale**2).mean() / diagonal.mean())
-        self.rated: Rated = entropy_constrained(own.cpu().numpy(), price, count)
-        self.levels = torch.from_numpy(self.rated.levels).to(self.gram)
+        """The first levels, for the values as they are, as if each mattered alike."""
+        own = self.values[:, :, : self.columns]
+        curvature = self.weights.mean() * self.gram.diagonal(dim1=1, dim2=2)[:, : self.columns].mean()
+        price = self.multiplier * self.moments.inputs / float(curvature)
+        rated = entropy_constrained(own.cpu().numpy(), price, count)
+        self.levels = torch.from_numpy(rated.levels).to(self.gram)
         self.zero = int((self.levels == 0).nonzero()[0])
         nearest = torch.bucketize(own.contiguous(), (self.levels[1:] + self.levels[:-1]) / 2)
         self.indices = nearest.flatten(0, 1)
@@ -150,7 +143,6 @@ class _Descent:
         alive = self.prices.alive.view(groups, rows, -1)
         indices = self.indices.view(groups, rows, -1)
         bits = torch.where(torch.arange(len(self.levels)) == self.zero, 0.0, self.prices.levels).to(self.gram)
-        points = self.levels * self.scale[:, :, None]
         for begin in range(0, k, BLOCK):
             own = slice(begin, min(begin + BLOCK, k))
             near, old = slope[:, :, own].clone(), self.values[:, :, own].clone()
@@ -160,10 +152,12 @@ class _Descent:
                 if j < self.columns:
                     rate = bits + alive[:, :, j, None]
                     rate[:, :, self.zero] = dead[:, :, j]
-                    cost = curvature[..., None] * (points - best[..., None]).square() + self.price[..., None] * rate
+                    cost = (
+                        curvature[..., None] * (self.levels - best[..., None]).square() + self.price[..., None] * rate
+                    )
                     chosen = cost.argmin(2)
                     indices[:, :, j] = chosen
-                    best = points.gather(2, chosen[..., None])[..., 0]
+                    best = self.levels[chosen]
                 near -= (best - self.values[:, :, j])[:, :, None] * self.gram[:, j, None, own]
                 self.values[:, :, j] = best
             slope -= (self.values[:, :, own] - old) @ self.gram[:, own]
@@ -175,18 +169,18 @@ class _Descent:
         """
         groups, rows, _ = self.values.shape
         many, columns = len(self.levels), self.columns
-        own, weights = self.indices.view(groups, rows, -1), self.weights.view(groups, -1) * self.scale
+        own, weights = self.indices.view(groups, rows, -1), self.weights.view(groups, -1)
         slope = ((self.pull - self.values @ self.gram)[:, :, :columns] * weights[:, :, None]).flatten()
         push = torch.zeros(many).to(slope).index_add_(0, own.flatten(), slope)
         looked = torch.arange(0, rows, max(1, rows // LOOKED))
         taken = F.one_hot(own[:, looked], many).to(slope).transpose(2, 3)  # [groups, looked, levels, columns]
         pairs = (taken @ self.gram[:, None, :columns, :columns]) @ taken.mT
-        bend = (pairs * (weights * self.scale)[:, looked, None, None]).sum((0, 1)) * rows / len(looked)
+        bend = (pairs * weights[:, looked, None, None]).sum((0, 1)) * rows / len(looked)
         moved = [i for i in range(many) if i != self.zero and bend[i, i] > 0]
         steps = torch.linalg.lstsq(bend[moved][:, moved], push[moved, None]).solution[:, 0]
         before, levels, values = self.cost(), self.levels.clone(), self.values.clone()
         self.levels[moved] += steps
-        self.values[:, :, :columns] = self.levels[own] * self.scale[:, :, None]
+        self.values[:, :, :columns] = self.levels[own]
         if self.cost() > before:
             self.levels, self.values = levels, values
         self.prices = Prices.of(self.indices, self.zero, many)
@@ -200,5 +194,5 @@ class _Descent:
     def result(self) -> tuple[LevelTensor, Tensor]:
         order = self.levels.argsort()
         indices = order.argsort()[self.indices]
-        tensor = as_tensor(indices.cpu().numpy(), self.levels[order].cpu().numpy(), self.scales)
+        tensor = as_tensor(indices.cpu().numpy(), self.levels[order].cpu().numpy())
         return tensor, self.values.flatten(0, 1).to(self.dtype)

@@ -32,6 +32,7 @@ LINES = [
 ]
 CSS_DPI = 96  # a browser's pixels an inch
 SHARPNESS = 2  # pixels stored per browser pixel
+TILTED = 16  # bars whose names are tilted where they do not fit; of more they stand upright
 LABELS = 75  # letters that fit side by side below an axis; more are slanted
 STYLE: Any = {  # matplotlib's own type for it lists every key of one version
     "axes.prop_cycle": cycler(**{key: [line[key] for line in LINES] for key in LINES[0]}),
@@ -164,7 +165,8 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = 
             axis.bar(at, heights, width, color=colour, hatch=hatch, edgecolor="white", label=None if single else name)
         words = names if single else list(groups)
         crowded = sum(map(len, words)) + 2 * len(words) > LABELS
-        axis.set_xticks(range(len(words)), words, rotation=30 if crowded else 0, ha="right" if crowded else "center")
+        angle = 0 if not crowded else 30 if len(words) <= TILTED else 90
+        axis.set_xticks(range(len(words)), words, rotation=angle, ha="right" if crowded else "center")
         axis.set_ylabel(y)
         axis.grid(axis="x", visible=False)
         if percent:
