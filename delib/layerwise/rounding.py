@@ -62,10 +62,13 @@ def _sweep(
     k = values.shape[2]
     for begin in range(0, k, BLOCK):
         own = slice(begin, min(begin + BLOCK, k))
-        near, old = slope[:, :, own].clone(), values[:, :, own].clone()
-        for j in range(own.start, own.stop):
-            best = values[:, :, j] + near[:, :, j - begin] / gram[:, j, j, None]
-            best = torch.where(alive[:, :, j], nearest(best) if j < rounded else best, 0)
-            near -= (best - values[:, :, j])[:, :, None] * gram[:, j, None, own]
-            values[:, :, j] = best
+        # Transposed: as a column lies in the whole matrices, to read it takes a cache line from each of its rows.
+        near, mine, living = (t[:, :, own].transpose(1, 2).contiguous() for t in (slope, values, alive))
+        old, corner = values[:, :, own].clone(), gram[:, own, own]
+        for j in range(mine.shape[1]):
+            best = mine[:, j] + near[:, j] / corner[:, j, j, None]
+            best = torch.where(living[:, j], nearest(best) if begin + j < rounded else best, 0)
+            near[:, j + 1 :] -= corner[:, j, j + 1 :, None] * (best - mine[:, j])[:, None]
+            mine[:, j] = best
+        values[:, :, own] = mine.mT
         slope -= (values[:, :, own] - old) @ gram[:, own]
