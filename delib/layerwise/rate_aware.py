@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from delib.coding.container import LevelTensor
 from delib.coding.entropy import LEVELS, as_tensor, entropy_constrained
 from delib.layerwise.reconstruct import RIDGE, Moments
+from delib.layerwise.rounding import by_columns, sweep
 
-BLOCK = 128  # columns between two updates of all others
 LOOKED = 32  # rows of a group that the curvature of the levels is summed over
 LEAST_SHARE = 2.0**-10  # of survivors that the model of masks expects anywhere, as the container's does
 SWEEPS = 12  # over all weights at most; on the networks here the cost changes by less than a thousandth after eight
@@ -137,30 +137,23 @@ class _Descent:
 
     def sweep(self) -> None:
         """Every weight once takes its cheapest level given all others; a bias its best value."""
-        groups, rows, k = self.values.shape
-        slope = self.pull - self.values @ self.gram
-        dead = self.prices.dead.view(groups, rows, -1)
-        alive = self.prices.alive.view(groups, rows, -1)
-        indices = self.indices.view(groups, rows, -1)
-        bits = torch.where(torch.arange(len(self.levels)) == self.zero, 0.0, self.prices.levels).to(self.gram)
-        for begin in range(0, k, BLOCK):
-            own = slice(begin, min(begin + BLOCK, k))
-            near, old = slope[:, :, own].clone(), self.values[:, :, own].clone()
-            for j in range(own.start, own.stop):
-                curvature = self.gram[:, j, j, None]
-                best = self.values[:, :, j] + near[:, :, j - begin] / curvature
-                if j < self.columns:
-                    rate = bits + alive[:, :, j, None]
-                    rate[:, :, self.zero] = dead[:, :, j]
-                    cost = (
-                        curvature[..., None] * (self.levels - best[..., None]).square() + self.price[..., None] * rate
-                    )
-                    chosen = cost.argmin(2)
-                    indices[:, :, j] = chosen
-                    best = self.levels[chosen]
-                near -= (best - self.values[:, :, j])[:, :, None] * self.gram[:, j, None, own]
-                self.values[:, :, j] = best
-            slope -= (self.values[:, :, own] - old) @ self.gram[:, own]
+        groups, rows, _ = self.values.shape
+        dead = by_columns(self.prices.dead.view(groups, rows, -1))
+        alive = by_columns(self.prices.alive.view(groups, rows, -1))
+        indices = by_columns(self.indices.view(groups, rows, -1))
+        bits = self.prices.levels.to(self.gram)
+
+        def cheapest(column: int, wanted: Tensor, curvature: Tensor) -> Tensor:
+            if column == self.columns:
+                return wanted
+            rate = bits + alive[:, column, :, None]
+            rate[:, :, self.zero] = dead[:, column]
+            error = curvature[..., None] * (self.levels - wanted[..., None]).square()
+            indices[:, column] = (error + self.price[..., None] * rate).argmin(2)
+            return self.levels[indices[:, column]]
+
+        sweep(self.values, self.pull - self.values @ self.gram, self.gram, cheapest)
+        self.indices = indices.transpose(1, 2).flatten(0, 1)
 
     def update(self) -> None:
         """All levels but zero move to where the error is least with every weight's level as it is; rates follow.

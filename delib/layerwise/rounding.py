@@ -39,36 +39,42 @@ def round_compensated(
     middles = (codebook[1:] + codebook[:-1]) / 2
     scales = np.ones(len(matrix), np.float16) if levels.scales is None else levels.scales
     scale = torch.from_numpy(scales.astype(np.float64)).to(gram).view(groups, -1)
-    values, alive = start.view(groups, -1, k).clone(), support.view(groups, -1, k)
+    values, alive = start.view(groups, -1, k).clone(), by_columns(support.view(groups, -1, k))
     pull = moments.cross + moments.per_row(moments.damping(ridge)) * start  # as in ``reconstruct``
-    slope = pull.view(groups, -1, k) - values @ gram
+    slope, rounded = pull.view(groups, -1, k) - values @ gram, k - moments.bias
 
-    def nearest(wanted: Tensor) -> Tensor:
-        return codebook[torch.bucketize(wanted / scale, middles)] * scale
+    def nearest(column: int, wanted: Tensor, _: Tensor) -> Tensor:
+        if column < rounded:
+            wanted = codebook[torch.bucketize(wanted / scale, middles)] * scale
+        return torch.where(alive[:, column], wanted, 0)
 
     for _ in range(sweeps):
         before = values.clone()
-        _sweep(values, slope, gram, alive, k - moments.bias, nearest)
+        sweep(values, slope, gram, nearest)
         if torch.equal(values, before):
             break
     return values.view_as(matrix).to(matrix.dtype)
 
 
-def _sweep(
-    values: Tensor, slope: Tensor, gram: Tensor, alive: Tensor, rounded: int, nearest: Callable[[Tensor], Tensor]
-) -> None:
-    """Every survivor once takes its best value given all others, in place: one of the levels in the first ``rounded``
-    columns. ``values``, ``alive`` and the error's falling ``slope`` are [groups, rows, k]."""
-    k = values.shape[2]
-    for begin in range(0, k, BLOCK):
-        own = slice(begin, min(begin + BLOCK, k))
-        # Transposed: as a column lies in the whole matrices, to read it takes a cache line from each of its rows.
-        near, mine, living = (t[:, :, own].transpose(1, 2).contiguous() for t in (slope, values, alive))
+def sweep(values: Tensor, slope: Tensor, gram: Tensor, choose: Callable[[int, Tensor, Tensor], Tensor]) -> None:
+    """Every weight once takes a value chosen given all others, column by column, in place.
+
+    ``values`` and the squared error's falling ``slope`` are [groups, rows, k]; ``choose`` makes of a column's number,
+    its values of least error [groups, rows] and the error's curvature along them [groups, 1] the values to take.
+    """
+    for begin in range(0, values.shape[2], BLOCK):
+        own = slice(begin, begin + BLOCK)
+        near, mine = by_columns(slope[:, :, own]), by_columns(values[:, :, own])
         old, corner = values[:, :, own].clone(), gram[:, own, own]
         for j in range(mine.shape[1]):
-            best = mine[:, j] + near[:, j] / corner[:, j, j, None]
-            best = torch.where(living[:, j], nearest(best) if begin + j < rounded else best, 0)
+            curvature = corner[:, j, j, None]
+            best = choose(begin + j, mine[:, j] + near[:, j] / curvature, curvature)
             near[:, j + 1 :] -= corner[:, j, j + 1 :, None] * (best - mine[:, j])[:, None]
             mine[:, j] = best
         values[:, :, own] = mine.mT
         slope -= (values[:, :, own] - old) @ gram[:, own]
+
+
+def by_columns(values: Tensor) -> Tensor:
+    """[groups, rows, k] as [groups, k, rows] in memory: to read a column, else, takes a cache line from each row."""
+    return values.transpose(1, 2).contiguous()

@@ -86,7 +86,7 @@ def _tiles(count: int, columns: int, width: float, height: float, margin: float 
     rows = math.ceil(count / columns)
     size = (width * columns + margin, height * rows)
     # Without ticks: the layout would measure each one's label, though none is drawn.
-    bare = {"xticks": [], "yticks": []}
+    bare: dict[str, Any] = {"xticks": [], "yticks": []}
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, subplot_kw=bare)
     for axis in axes.flat:
         axis.set_axis_off()
