@@ -8,6 +8,7 @@ from delib.evolution.database import Entry, SparsityDatabase
 from delib.evolution.evolve import Cycle, Recovery, evolve
 from delib.evolution.evolved import Evolved
 from delib.evolution.population import draw
+from delib.evolution.rates import RateDatabase
 
 __all__ = [
     "CRITERIA",
@@ -15,6 +16,7 @@ __all__ = [
     "Cycle",
     "Entry",
     "Evolved",
+    "RateDatabase",
     "Recovery",
     "Search",
     "Site",

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from delib.evolution.criteria import Criterion, obs
 from delib.evolution.database import LEVELS, Allocation, SparsityDatabase, total
+from delib.evolution.rates import RateDatabase
 from delib.evolution.select import Batches, better_half, growing_batches
 from delib.files import in_batch
 from delib.nn.divergence import Divergence, fitting
@@ -89,14 +90,14 @@ def allocate(
     student = copied(teacher)
     options: dict[str, Any] = {"search": search, "divergence": divergence, "seed": seed}
     parents = search_allocation(student, teacher, database, budget, inputs, **options)
-    return fixed | _trimmed(parents[-1], database.zeros(), sizes, budget)
+    return fixed | _trimmed(parents[-1], database.savings(), sizes, budget)
 
 
 @torch.no_grad()
 def search_allocation(
     student: nn.Module,
     teacher: nn.Module,
-    database: SparsityDatabase,
+    database: SparsityDatabase | RateDatabase,
     budget: int,
     inputs: Tensor,
     *,
@@ -115,7 +116,7 @@ def search_allocation(
     student : nn.Module
         Left with the winner's entries; its layers outside the database stay as they are.
     budget : int
-        Zeros that the layers of the database must have together, at least.
+        What the layers of the database must save together, at least: zeros, or bytes.
     inputs : Tensor [n, ...]
         Calibration inputs.
     seed : int
@@ -126,7 +127,7 @@ def search_allocation(
     list of dict
         The start and every generation's parent, the winner last: the level of each layer.
     """
-    zeros = database.zeros()
+    zeros = database.savings()
     chance, parents = torch.Generator().manual_seed(seed), [greedy_allocation(zeros, database.costs(), budget)]
     measure = partial(_divergences, student, database, divergence)
     for _ in tqdm(range(search.generations), unit="generation", disable=in_batch()):
@@ -144,7 +145,7 @@ def search_allocation(
 
 def _divergences(
     student: nn.Module,
-    database: SparsityDatabase,
+    database: SparsityDatabase | RateDatabase,
     divergence: Divergence,
     allocations: Sequence[Allocation],
     batches: Batches,

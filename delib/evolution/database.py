@@ -128,8 +128,8 @@ class SparsityDatabase(dict[str, list[Entry]]):
             for name, entries in self.items()
         }
 
-    def zeros(self) -> dict[str, list[int]]:
-        """The zeros of each layer's entries."""
+    def savings(self) -> dict[str, list[int]]:
+        """What each layer's entries save: their zeros."""
         return {name: [entry.zeros for entry in entries] for name, entries in self.items()}
 
     def costs(self) -> dict[str, list[float]]:

@@ -1,0 +1,103 @@
+"""The rate database: every layer quantised at several prices of a bit, for an allocation of bytes to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from delib.coding.container import LevelTensor, encode
+from delib.evolution.database import Allocation
+from delib.layerwise.admm import admm
+from delib.layerwise.rate_aware import quantize_rate_aware
+from delib.layerwise.reconstruct import moments, reconstruct
+from delib.nn.divergence import Divergence
+from delib.nn.layers import matrix_of, put_matrix, weight_of
+from delib.nn.sensitivity import sensitivity
+
+LOOKED = 1000  # inputs that sensitivities are measured on
+
+
+@dataclass(frozen=True)
+class RateEntry:
+    """One layer at one price of a bit: its ``levels``, its ``matrix`` [rows, k] with them, bias last, the ``bytes`` of
+    its file, and the ``cost``, the divergence per input that the entry alone causes, to second order."""
+
+    multiplier: float
+    levels: LevelTensor
+    matrix: Tensor
+    bytes: int
+    cost: float
+
+
+class RateDatabase(dict[str, list[RateEntry]]):
+    """Each layer's entries, by its name, in the order of falling bytes. ``search_allocation`` takes it as it takes a
+    ``SparsityDatabase``: what an entry saves is counted in bytes instead of zeros."""
+
+    @classmethod
+    @torch.no_grad()
+    def build(
+        cls,
+        teacher: nn.Module,
+        sparsities: Mapping[str, float],
+        inputs: Tensor,
+        multipliers: Sequence[float],
+        divergence: Divergence,
+    ) -> RateDatabase:
+        """The layers in ``sparsities``, each alone, at every one of ``multipliers`` (divergence per bit).
+
+        Each starts from the support that ADMM finds at its sparsity, reconstructed, and moves it as the rates demand
+        (see ``quantize_rate_aware``).
+        """
+        database, looked = cls(), inputs[:LOOKED]
+        for name, sparsity in sparsities.items():
+            layer = teacher.get_submodule(name)
+            matrix, size = matrix_of(layer), weight_of(layer).numel()
+            sums = moments(teacher, teacher, name, inputs)
+            weights = sensitivity(teacher, layer, looked, divergence) * len(looked) / 2
+            support, _ = admm(sums, matrix, size - round(sparsity * size), weights)
+            start, entries = reconstruct(sums, support, matrix), []
+            for multiplier in multipliers:
+                levels, rounded = quantize_rate_aware(sums, start, multiplier, weights)
+                levels = levels.reshaped(tuple(weight_of(layer).shape))
+                cost = float((sums.error(rounded).clamp_min(0) * weights).sum()) / sums.inputs
+                entries.append(RateEntry(multiplier, levels, rounded, len(encode({name: levels})), cost))
+            database[name] = _falling(entries)
+        return database
+
+    @torch.no_grad()
+    def put(self, student: nn.Module, allocation: Allocation) -> None:
+        """Give each layer its entry at the level named, in place."""
+        for name, level in allocation.items():
+            put_matrix(student.get_submodule(name), self[name][level].matrix)
+
+    def savings(self) -> dict[str, list[int]]:
+        """What each layer's entries save of the bytes of its first."""
+        return {name: [entries[0].bytes - entry.bytes for entry in entries] for name, entries in self.items()}
+
+    def costs(self) -> dict[str, list[float]]:
+        """The costs of each layer's entries."""
+        return {name: [entry.cost for entry in entries] for name, entries in self.items()}
+
+    def equal_slopes(self, multiplier: float) -> Allocation:
+        """For each layer the entry of least cost + ``multiplier`` · bits: one price for all, which is best where the
+        layers' errors do not interact (reverse water-filling)."""
+        return {
+            name: min(range(len(entries)), key=lambda i: entries[i].cost + multiplier * 8 * entries[i].bytes)
+            for name, entries in self.items()
+        }
+
+    def total(self, allocation: Allocation) -> int:
+        """Bytes of all layers."""
+        return sum(self[name][level].bytes for name, level in allocation.items())
+
+
+def _falling(entries: Iterable[RateEntry]) -> list[RateEntry]:
+    """Those that no other beats in both bytes and cost, the largest first."""
+    kept: list[RateEntry] = []
+    for entry in sorted(entries, key=lambda entry: (entry.bytes, entry.cost)):
+        if not kept or entry.cost < kept[-1].cost:
+            kept.append(entry)
+    return kept[::-1]

@@ -1,0 +1,78 @@
+"""The rate database and the allocations of bytes that are searched in it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from delib.coding import encode
+from delib.evolution import RateDatabase, Search, search_allocation
+from delib.nn import copied, mse, weight_layers, weight_of
+
+MULTIPLIERS = [1e-6, 1e-5, 1e-4, 1e-3]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 10, 3), nn.ReLU(), nn.Flatten(), nn.Linear(160, 5))
+    return net.eval()
+
+
+INPUTS = torch.randn(400, 1, 8, 8, generator=torch.Generator().manual_seed(1)).cumsum(-1)
+
+
+@pytest.fixture(scope="module")
+def database(network: nn.Sequential) -> RateDatabase:
+    return RateDatabase.build(network, dict.fromkeys(weight_layers(network), 0.6), INPUTS, MULTIPLIERS, mse)
+
+
+def test_entries_fall_in_bytes_and_rise_in_cost(database: RateDatabase) -> None:
+    for name, entries in database.items():
+        assert len(entries) > 1
+        sizes, costs = [e.bytes for e in entries], [e.cost for e in entries]
+        assert sizes == sorted(set(sizes), reverse=True)
+        assert costs == sorted(costs)
+        assert all(e.bytes == len(encode({name: e.levels})) for e in entries)
+
+
+@torch.no_grad()
+def test_a_cost_is_the_divergence_that_an_entry_alone_causes(network: nn.Sequential, database: RateDatabase) -> None:
+    for name, entries in database.items():
+        student = copied(network)
+        database.put(student, {name: 1})
+        weight = weight_of(student.get_submodule(name))
+        assert (weight.numpy() == entries[1].levels.dense()).all()
+        assert 0.5 < entries[1].cost / float(mse(student(INPUTS), network(INPUTS))) < 2
+
+
+def test_equal_slopes_are_the_best_sum_of_costs_at_their_bytes(database: RateDatabase) -> None:
+    """Against all allocations: what a Lagrangian chooses is on the lower hull."""
+    levels = [range(len(entries)) for entries in database.values()]
+    for multiplier in (1e-6, 3e-5, 1e-3):
+        chosen = database.equal_slopes(multiplier)
+        size = database.total(chosen)
+        cost = sum(database[name][level].cost for name, level in chosen.items())
+        for other in itertools.product(*levels):
+            allocation = dict(zip(database, other, strict=True))
+            if database.total(allocation) <= size:
+                assert sum(database[n][i].cost for n, i in allocation.items()) >= cost - 1e-12
+
+
+@torch.no_grad()
+def test_evolution_finds_the_best_allocation_of_few(network: nn.Sequential, database: RateDatabase) -> None:
+    """Against exhaustive search, the divergence measured on all inputs."""
+    budget = int(0.55 * sum(entries[0].bytes - entries[-1].bytes for entries in database.values()))
+    student, divergences = copied(network), {}
+    for levels in itertools.product(*(range(len(entries)) for entries in database.values())):
+        allocation = dict(zip(database, levels, strict=True))
+        if sum(database[n][0].bytes for n in database) - database.total(allocation) >= budget:
+            database.put(student, allocation)
+            divergences[levels] = float(mse(student(INPUTS), network(INPUTS)))
+    search = Search(generations=12, offspring=8, batch=100)
+    found = search_allocation(student, network, database, budget, INPUTS, search=search, divergence=mse)[-1]
+    best = min(divergences.values())
+    assert divergences[tuple(found[name] for name in database)] <= 1.1 * best
