@@ -12,7 +12,7 @@ from delib.coding import encode
 from delib.evolution import RateDatabase, Search, search_allocation
 from delib.nn import copied, mse, weight_layers, weight_of
 
-MULTIPLIERS = [1e-6, 1e-5, 1e-4, 1e-3]
+MULTIPLIERS = [1e-6, 3e-6, 1e-5, 3e-5]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,23 @@ def test_entries_fall_in_bytes_and_rise_in_cost(database: RateDatabase) -> None:
 
 
 @torch.no_grad()
-def test_a_cost_is_the_divergence_that_an_entry_alone_causes(network: nn.Sequential, database: RateDatabase) -> None:
-    for name, entries in database.items():
+def test_costs_are_the_divergence_that_errors_cause(network: nn.Sequential, database: RateDatabase) -> None:
+    for level in (1, 2):
         student = copied(network)
-        database.put(student, {name: 1})
-        weight = weight_of(student.get_submodule(name))
-        assert (weight.numpy() == entries[1].levels.dense()).all()
-        assert 0.5 < entries[1].cost / float(mse(student(INPUTS), network(INPUTS))) < 2
+        database.put(student, {"0": level})
+        entry = database["0"][level]
+        assert (weight_of(student[0]).numpy() == entry.levels.dense()).all()
+        assert 0.5 < entry.cost / float(mse(student(INPUTS), network(INPUTS))) < 2
+
+
+def test_later_layers_correct_the_errors_of_those_before(network: nn.Sequential, database: RateDatabase) -> None:
+    """Put together, the errors are less than the sum of what each alone would cause."""
+    middle = {name: len(entries) // 2 for name, entries in database.items()}
+    student = copied(network)
+    database.put(student, middle)
+    with torch.no_grad():
+        together = float(mse(student(INPUTS), network(INPUTS)))
+    assert together < sum(database[name][level].cost for name, level in middle.items())
 
 
 def test_equal_slopes_are_the_best_sum_of_costs_at_their_bytes(database: RateDatabase) -> None:

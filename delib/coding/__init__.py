@@ -1,11 +1,12 @@
 """Quantisers for arrays of weights and the lossless container; numpy only."""
 
 from delib.coding.container import DelibError, LevelTensor, encode
-from delib.coding.entropy import Rated, cheapest, entropy_constrained, quantize_entropy
+from delib.coding.entropy import Rated, cheapest, entropy_constrained, quantize_entropy, rate_distortion_bound
 from delib.coding.quantize import (
     PLACEMENTS,
     Placement,
     kmeans_levels,
+    power_levels,
     quantize_tensors,
     quantize_weight,
     uniform_levels,
@@ -26,9 +27,11 @@ __all__ = [
     "entropy_constrained",
     "kmeans_levels",
     "load",
+    "power_levels",
     "quantize_entropy",
     "quantize_tensors",
     "quantize_weight",
+    "rate_distortion_bound",
     "save",
     "uniform_levels",
     "with_levels",

@@ -14,7 +14,7 @@ from delib.layerwise.admm import admm
 from delib.layerwise.rate_aware import quantize_rate_aware
 from delib.layerwise.reconstruct import moments, reconstruct
 from delib.nn.divergence import Divergence
-from delib.nn.layers import matrix_of, put_matrix, weight_of
+from delib.nn.layers import copied, matrix_of, put_matrix, weight_layers, weight_of
 from delib.nn.sensitivity import sensitivity
 
 LOOKED = 1000  # inputs that sensitivities are measured on
@@ -46,24 +46,26 @@ class RateDatabase(dict[str, list[RateEntry]]):
         multipliers: Sequence[float],
         divergence: Divergence,
     ) -> RateDatabase:
-        """The layers in ``sparsities``, each alone, at every one of ``multipliers`` (divergence per bit).
+        """The layers in ``sparsities``, in the network's order, at every one of ``multipliers`` (divergence per bit).
 
         Each starts from the support that ADMM finds at its sparsity, reconstructed, and moves it as the rates demand
-        (see ``quantize_rate_aware``).
+        (see ``quantize_rate_aware``). Its inputs are those that the layers before deliver at the middle multiplier, so
+        that it also corrects their errors; an allocation far from that is corrected less well.
         """
-        database, looked = cls(), inputs[:LOOKED]
-        for name, sparsity in sparsities.items():
-            layer = teacher.get_submodule(name)
+        database, looked, student = cls(), inputs[:LOOKED], copied(teacher)
+        for name in [name for name in weight_layers(teacher) if name in sparsities]:
+            layer = student.get_submodule(name)
             matrix, size = matrix_of(layer), weight_of(layer).numel()
-            sums = moments(teacher, teacher, name, inputs)
-            weights = sensitivity(teacher, layer, looked, divergence) * len(looked) / 2
-            support, _ = admm(sums, matrix, size - round(sparsity * size), weights)
+            sums = moments(student, teacher, name, inputs)
+            weights = sensitivity(teacher, teacher.get_submodule(name), looked, divergence) * len(looked) / 2
+            support, _ = admm(sums, matrix, size - round(sparsities[name] * size), weights)
             start, entries = reconstruct(sums, support, matrix), []
             for multiplier in multipliers:
                 levels, rounded = quantize_rate_aware(sums, start, multiplier, weights)
                 levels = levels.reshaped(tuple(weight_of(layer).shape))
                 cost = float((sums.error(rounded).clamp_min(0) * weights).sum()) / sums.inputs
                 entries.append(RateEntry(multiplier, levels, rounded, len(encode({name: levels})), cost))
+            put_matrix(layer, entries[len(entries) // 2].matrix)
             database[name] = _falling(entries)
         return database
 
