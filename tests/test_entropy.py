@@ -15,6 +15,7 @@ from delib.coding import (
     cheapest,
     encode,
     entropy_constrained,
+    entropy_of,
     power_levels,
     quantize_entropy,
     rate_distortion_bound,
@@ -135,6 +136,12 @@ def test_a_weight_takes_less_room_at_equal_error() -> None:
     assert float(((weight - rated.dense()) ** 2).mean()) <= error
     # .644 bits a weight instead of .785 in theory: 18% less.
     assert len(encode({"w": rated})) < 0.85 * len(encode({"w": usual}))
+
+
+def test_the_container_needs_about_the_entropy() -> None:
+    weight = np.random.default_rng(0).laplace(size=(300, 400)).astype(np.float32)
+    tensor = quantize_entropy(weight, 0.6)
+    assert 8 * len(encode({"w": tensor})) == pytest.approx(entropy_of(tensor) * weight.size, rel=0.03)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -1,7 +1,15 @@
 """Quantisers for arrays of weights and the lossless container; numpy only."""
 
 from delib.coding.container import DelibError, LevelTensor, encode
-from delib.coding.entropy import Rated, cheapest, entropy_constrained, quantize_entropy, rate_distortion_bound
+from delib.coding.entropy import (
+    Rated,
+    cheapest,
+    cuts_of,
+    entropy_constrained,
+    entropy_of,
+    quantize_entropy,
+    rate_distortion_bound,
+)
 from delib.coding.quantize import (
     PLACEMENTS,
     Placement,
@@ -22,9 +30,11 @@ __all__ = [
     "Quantized",
     "Rated",
     "cheapest",
+    "cuts_of",
     "decode",
     "encode",
     "entropy_constrained",
+    "entropy_of",
     "kmeans_levels",
     "load",
     "power_levels",

@@ -166,3 +166,11 @@ def rate_distortion_bound(
         rates.append(float(joint[used] @ np.log2(shares)))
         distortions.append(float((joint * error).sum()))
     return rates, distortions
+
+
+def entropy_of(tensor: LevelTensor) -> float:
+    """Bits per weight of an ideal code that knows how often zero and each level occur, and nothing else."""
+    taken = np.bincount(tensor.indices, minlength=len(tensor.codebook))
+    shares = np.append(taken, tensor.mask.size - tensor.indices.size) / tensor.mask.size
+    shares = shares[shares > 0]
+    return -float(shares @ np.log2(shares))

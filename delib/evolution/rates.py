@@ -17,6 +17,7 @@ from delib.nn.divergence import Divergence
 from delib.nn.layers import copied, matrix_of, put_matrix, weight_layers, weight_of
 from delib.nn.sensitivity import sensitivity
 
+ITERATIONS = 75  # of ADMM: rates move the support anyway
 LOOKED = 1000  # inputs that sensitivities are measured on
 
 
@@ -58,7 +59,8 @@ class RateDatabase(dict[str, list[RateEntry]]):
             matrix, size = matrix_of(layer), weight_of(layer).numel()
             sums = moments(student, teacher, name, inputs)
             weights = sensitivity(teacher, teacher.get_submodule(name), looked, divergence) * len(looked) / 2
-            support, _ = admm(sums, matrix, size - round(sparsities[name] * size), weights)
+            survivors = size - round(sparsities[name] * size)
+            support, _ = admm(sums, matrix, survivors, weights, iterations=ITERATIONS)
             start, entries = reconstruct(sums, support, matrix), []
             for multiplier in multipliers:
                 levels, rounded = quantize_rate_aware(sums, start, multiplier, weights)

@@ -179,6 +179,19 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = 
     return figure
 
 
+def histogram(values: Array, marks: Array, edges: Array, x: str) -> Figure:
+    """How often values [n] occur, on a logarithmic scale; ``marks`` as lines, ``edges`` as dotted ones."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(8, 3.4))
+        axis.hist(np.asarray(values).ravel(), 201, color=BLUE, log=True)
+        for edge in edges:
+            axis.axvline(edge, color="0.5", linestyle=":", linewidth=1.5)
+        for mark in marks:
+            axis.axvline(mark, color=VERMILION, linewidth=1.5)
+        axis.set(xlabel=x, ylabel="weights")
+    return figure
+
+
 def classified(images: Array, read: Array, true: Array, *, columns: int = 12, tile: float = 0.8) -> Figure:
     """Images [n, height, width] in tiles of ``tile`` inches, each under the class that the network reads: the class
     alone where it is right, a marked frame and "read → true ✗" where it is wrong."""
