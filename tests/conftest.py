@@ -20,9 +20,8 @@ PARAMETERS = 'profile = "quick"  # which set of values\nseed = 0  # of chance'
 # An example takes as long as the machine's other work leaves it: how long is not what is tested.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
-# Processes of tests that run side by side, and the kernels that they start, would wait for each other's threads.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Networks here are so small that a second thread costs more than it gains, the more so beside another process of tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; kernels and child processes take it over
 
 
 @dataclass
