@@ -13,8 +13,9 @@ help:  ## list the commands
 report: $(READY)  ## run what changed in the quick profile, compile reports/quick/index.html
 	@$(BIN)/delib report --profile quick
 
-test: $(READY)  ## run the tests
-	@$(BIN)/pytest
+# A file's tests stay in one process: they share what its fixtures made.
+test: $(READY)  ## run the tests, a process for each core
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks

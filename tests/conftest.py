@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,10 +11,17 @@ from typing import Any
 
 import nbformat
 import pytest
+from hypothesis import HealthCheck, settings
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MAC_BROWSER = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 PARAMETERS = 'profile = "quick"  # which set of values\nseed = 0  # of chance'
+
+# An example takes as long as the machine's other work leaves it: how long is not what is tested.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+# Networks here are so small that a second thread costs more than it gains, the more so beside another process of tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; kernels and child processes take it over
 
 
 @dataclass

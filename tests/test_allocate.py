@@ -28,7 +28,7 @@ def ladders(seed: int) -> tuple[dict[str, list[int]], dict[str, list[float]]]:
     return zeros, {n: [0.0, *c[:-1]] for n, c in costs.items()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 1000), st.integers(0, 136))
 def test_the_greedy_start_meets_the_budget_near_the_cheapest(seed: int, budget: int) -> None:
     zeros, costs = ladders(seed)
@@ -42,7 +42,7 @@ def test_the_greedy_start_meets_the_budget_near_the_cheapest(seed: int, budget: 
     assert sum(costs[n][i] for n, i in levels.items()) <= best + step  # greedy errs by at most its last step
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 1000), st.integers(1, 120))
 def test_level_switches_preserve_the_budget(seed: int, budget: int) -> None:
     zeros, costs = ladders(seed)
@@ -80,7 +80,7 @@ SIZES = {"a": 100, "b": 1000, "c": 5000}
 
 
 @given(st.floats(0.02, 0.98), st.floats(0.1, 0.9), st.floats(0.1, 0.9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_shape_is_scaled_to_the_whole_networks_sparsity(goal: float, b: float, c: float) -> None:
     shape = {"b": b, "c": c}
     targets = scale_sparsities(SIZES, goal, shape)

@@ -70,7 +70,7 @@ def test_the_zeroed_set_is_the_least_divergent_of_its_population(
     assert torch.equal(student[2].weight, evolved.student[2].weight)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.05, 1), st.integers(1, 4))
 def test_targets_are_met_to_the_weight(first: float, last: float, share: float, population: int) -> None:
     teacher = tiny()

@@ -78,7 +78,7 @@ def darknet_letterbox(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @given(st.integers(3, 90), st.integers(3, 90))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_letterbox_is_darknet_s_to_the_pixel(height: int, width: int) -> None:
     photo = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(height)).to(torch.uint8)
     if min(height, width) * 48 // max(height, width) < 2:
@@ -100,7 +100,7 @@ def test_letterbox_is_ultralytics_for_its_networks() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 25))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_suppression_agrees_with_plain_loops(seed: int, n: int) -> None:
     g = torch.Generator().manual_seed(seed)
     boxes = random_detections(seed, n).boxes
@@ -178,7 +178,7 @@ def loops(teacher: Detections, student: Detections, at: float, confident: float)
 
 
 @given(st.integers(0, 100_000), st.integers(0, 12), st.integers(0, 12))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_comparison_agrees_with_plain_loops(seed: int, n: int, m: int) -> None:
     teacher, student = random_detections(seed, n, 2), random_detections(seed + 1, m, 2)
     expected = loops(teacher, student, 0, 0.3)

@@ -13,7 +13,7 @@ def chance(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 30), st.integers(1, 5), st.sampled_from([0.0, 0.3, 1.0, 5.0]), st.integers(0, 9))
 def test_sets_hold_survivors_only_and_none_twice(size: int, population: int, temperature: float, seed: int) -> None:
     alive = torch.rand(8, 10, generator=chance(seed)) < 0.6

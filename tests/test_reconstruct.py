@@ -128,7 +128,7 @@ def problem(rows: int = 3, k: int = 7, seed: int = 0) -> tuple[Moments, Tensor]:
     return Moments(gram[None], cross, (cross * matrix).sum(1), 50), matrix
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.floats(0.1, 1.0))
 def test_nothing_on_the_same_support_fits_better_than_the_reconstruct(seed: int, density: float) -> None:
     sums, matrix = problem(seed=seed)
