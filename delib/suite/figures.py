@@ -84,20 +84,10 @@ def show(figure: Figure | bytes, alt: str) -> None:
 def _tiles(count: int, columns: int, width: float, height: float, margin: float = 0) -> tuple[Figure, Any]:
     """A figure of empty places for ``count`` images, each [width, height] in inches, and the places in their order."""
     rows = math.ceil(count / columns)
-<<<<<<< HEAD
     size = (width * columns + margin, height * rows)
     # Without ticks: the layout would measure each one's label, though none is drawn.
     bare: dict[str, Any] = {"xticks": [], "yticks": []}
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, subplot_kw=bare)
-=======
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(width * columns + margin, height * rows),
-        squeeze=False,
-        subplot_kw={"xticks": [], "yticks": []},  # the layout would measure each one's label, though none is drawn
-    )
->>>>>>> h-suite
     for axis in axes.flat:
         axis.set_axis_off()
     return figure, axes.flat
