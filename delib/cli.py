@@ -137,7 +137,10 @@ def encode(
     weights: Annotated[Path, typer.Argument(help="A state dict as .safetensors; its zeros are the pruned weights.")],
     out: Annotated[Path, typer.Argument(help="The .delib file to write.", callback=check_output)],
     bits: Annotated[int, typer.Option(min=1, max=16, help="Bits per survivor.")] = 4,
-    method: Annotated[str, typer.Option(help="How levels are placed: kmeans or uniform.")] = "kmeans",
+    method: Annotated[
+        str,
+        typer.Option(help="How levels are placed: kmeans, uniform, power (of two), or coded, the better of the two."),
+    ] = "coded",
 ) -> None:
     """Quantise the survivors of every weight and write the network as one .delib file."""
     from safetensors import SafetensorError

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from delib.coding.container import LevelTensor, decode, encode
-from delib.coding.quantize import kmeans_levels, quantize_tensors, quantize_weight, uniform_levels
+from delib.coding.quantize import coded_levels, kmeans_levels, quantize_tensors, quantize_weight, uniform_levels
 from delib.coding.quantized import Quantized
 from delib.data.classifiers import lenet300
 from delib.layerwise.compress import quantize
@@ -170,3 +170,25 @@ def test_what_is_not_finite_is_kept_whole_or_refused_by_name() -> None:
             quantize_tensors({"w": weight}, {"w": 4})
     with pytest.raises(ValueError, match=r"^w holds"):
         quantize_tensors({"w": torch.full((2, 2), torch.nan)})
+
+
+@pytest.mark.parametrize("count", [8, 16, 32])
+def test_coded_levels_are_those_that_an_entropy_coder_makes_most_of(count: int) -> None:
+    """Of normal values the uniform ones, but not if a value lies far out."""
+    normal = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
+    levels = coded_levels(normal, count)
+    assert np.array_equal(levels, uniform_levels(normal, count))
+    assert np.abs(normal - levels[np.abs(normal[:, None] - levels).argmin(1)]).max() < 8 / count
+    far = np.append(normal, np.float32(1000))
+    assert np.array_equal(coded_levels(far, count), kmeans_levels(far, count))
+
+
+def test_a_value_far_out_among_many_has_its_own_level() -> None:
+    values = np.append(np.random.default_rng(0).normal(size=50_000), 1000).astype(np.float32)
+    levels = kmeans_levels(values, 16)
+    assert levels[-1] == 1000
+    assert np.abs(levels[:-1]).max() < 5
+
+
+def test_a_single_value_is_its_own_level() -> None:
+    assert coded_levels(np.full(5, 0.3, np.float32), 16).tolist() == [np.float32(0.3)]
