@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from delib.coding import container
+from delib.coding import container, container_v1
 from delib.coding.container import DTYPES, MAGIC, DelibError, LevelTensor, decode, encode, read, sizes, write
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=9)
@@ -104,11 +104,16 @@ def test_a_cut_tail_is_refused(length: int) -> None:
         decode(FILE[:length])
 
 
-def forged(entries: object, payload: bytes) -> bytes:
-    """A file with a good checksum around whatever its author wanted us to believe."""
-    header = zlib.compress(json.dumps(entries).encode())
-    body = len(header).to_bytes(4, "little") + header + payload
-    return MAGIC + hashlib.sha256(body).digest() + body
+def forged(entries: object, payload: bytes, magic: bytes = MAGIC) -> bytes:
+    """A file, of either version, with a good checksum around whatever its author wanted us to believe."""
+    header = json.dumps(entries).encode()
+    header = zlib.compress(header) if magic == container_v1.MAGIC else zlib.compress(header, 9, -15)
+    return sealed(len(header).to_bytes(4, "little") + header + payload, magic)
+
+
+def sealed(body: bytes, magic: bytes = MAGIC) -> bytes:
+    digest = container_v1.DIGEST if magic == container_v1.MAGIC else container.DIGEST
+    return magic + hashlib.sha256(body).digest()[:digest] + body
 
 
 def test_scales_multiply_the_levels_of_their_output() -> None:
@@ -127,14 +132,14 @@ def test_constants_cost_next_to_nothing() -> None:
 
 def test_what_inflates_to_another_size_than_claimed_is_refused() -> None:
     bomb = zlib.compress(bytes(1 << 20), 9)
-    entry = {"name": "b", "dtype": "uint8", "deflated": True, "bytes": len(bomb)}
+    entry = {"name": "b", "dtype": "uint8", "packed": "deflate", "bytes": len(bomb)}
     for claim, payload in ((1000, bomb), (1 << 20, bomb[:-9] + bytes(9)), ((1 << 20) + 1, bomb)):
         with pytest.raises(DelibError):
             decode(forged([{**entry, "shape": [claim]}], payload))
     assert decode(forged([{**entry, "shape": [1 << 20]}], bomb))["b"].shape == (1 << 20,)
 
 
-LEVELS = {"name": "w", "shape": [4, 4], "bytes": 12, "counts": [8], "prior": 1.0}
+LEVELS = {"name": "w", "shape": [4, 4], "bytes": 12, "levels": 1, "survivors": 8, "scaled": False}
 
 
 @pytest.mark.parametrize(
@@ -144,13 +149,25 @@ LEVELS = {"name": "w", "shape": [4, 4], "bytes": 12, "counts": [8], "prior": 1.0
         [{**LEVELS, "shape": [1 << 39, 1 << 39, 1 << 39]}],
         [{**LEVELS, "shape": [-4, -4]}],
         [{**LEVELS, "shape": []}],
-        [{**LEVELS, "counts": [1 << 50]}],
-        [{**LEVELS, "counts": [1] * 5}],
-        [{**LEVELS, "prior": 0.0}],
+        [{**LEVELS, "shape": [True, 4]}],
+        [{**LEVELS, "shape": [4.0, 4]}],
+        [{**LEVELS, "shape": [1] * 9}],
+        [{**LEVELS, "survivors": 1 << 50}],
+        [{**LEVELS, "survivors": 17}],
+        [{**LEVELS, "survivors": -1}],
+        [{**LEVELS, "levels": 5}],
+        [{**LEVELS, "levels": 0}],
+        [{**LEVELS, "levels": 1 << 17}],
+        [{**LEVELS, "scaled": 1}],
         [{**LEVELS, "name": 3}],
-        [{**LEVELS, "shape": [9, 1], "counts": [1], "scaled": True}],
-        [{"name": "b", "shape": [1 << 35], "bytes": 12, "dtype": "float32", "deflated": True}],
-        [{"name": "b", "shape": [3], "bytes": 12, "dtype": "object", "deflated": True}],
+        [{**LEVELS, "name": "a\nb", "levels": 5}],
+        [{**LEVELS, "more": 3}],
+        [{**LEVELS, "shape": [9, 1], "scaled": True}],
+        [LEVELS, LEVELS],
+        [LEVELS, {"name": "v", "same": "x"}],
+        [LEVELS, {"name": "v", "same": "v"}],
+        [{"name": "b", "shape": [1 << 35], "bytes": 12, "dtype": "float32", "packed": "deflate"}],
+        [{"name": "b", "shape": [3], "bytes": 12, "dtype": "object", "packed": "deflate"}],
         [{"name": "b", "shape": [1 << 35], "bytes": 12, "dtype": "float32"}],
         [{"name": "b", "shape": [3], "bytes": 12, "dtype": "object"}],
         [{"name": "b", "shape": [3], "bytes": -12, "dtype": "float32"}],
@@ -170,21 +187,25 @@ def test_absurd_claims_are_refused_in_one_line_and_without_allocation(entries: o
     assert "\n" not in str(refusal.value)
 
 
-def test_a_header_bomb_is_not_inflated() -> None:
-    bomb = zlib.compress(b" " * (64 << 20), 9)
-    body = len(bomb).to_bytes(4, "little") + bomb
+@pytest.mark.parametrize("magic", [MAGIC, container_v1.MAGIC])
+@pytest.mark.parametrize(
+    "text", [b" " * (64 << 20), b"[" * 100_000, b"[" * 100_000 + b"]" * 100_000, b"[" + b"1" * 9000, b"\xff"]
+)
+def test_a_header_that_is_a_bomb_or_no_json_is_refused(text: bytes, magic: bytes) -> None:
+    packed = zlib.compress(text, 9) if magic == container_v1.MAGIC else zlib.compress(text, 9, -15)
     tracemalloc.start()
-    with pytest.raises(DelibError):
-        decode(MAGIC + hashlib.sha256(body).digest() + body)
+    with pytest.raises(DelibError) as refusal:
+        decode(sealed(len(packed).to_bytes(4, "little") + packed, magic))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 48 << 20
+    assert "\n" not in str(refusal.value)
 
 
 def test_random_payloads_under_a_good_checksum_never_crash() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
-        entry = {**LEVELS, "shape": [40, 40], "counts": [200, 300], "bytes": 208}
+        entry = {**LEVELS, "shape": [40, 40], "levels": 2, "survivors": 500, "bytes": 208}
         try:
             decode(forged([entry], rng.bytes(208)))
         except DelibError:
@@ -224,18 +245,3 @@ def test_a_dtype_that_cannot_be_held_is_named() -> None:
 def test_an_inconsistent_level_tensor_is_refused(parts) -> None:
     with pytest.raises(ValueError, match=r"mask|indices|index|codebook|scales"):
         LevelTensor(*parts)
-
-
-def test_rows_beyond_the_coder_s_count_are_refused_both_ways() -> None:
-    wide = LevelTensor(
-        np.ones((1, container.MAX_ROW + 1), bool), np.zeros(container.MAX_ROW + 1, np.uint8), np.ones(1, np.float32)
-    )
-    with pytest.raises(ValueError, match=r"^w: a row of more than"):
-        container.encode({"w": wide})
-    columns = container.MAX_ROW + 9
-    payload = bytes(4 + 4 * (columns // container.WEIGHTS_PER_BYTE // 4 + 8))
-    entry = {"name": "w", "shape": [1, columns], "bytes": len(payload), "counts": [5], "prior": 0.5}
-    header = zlib.compress(json.dumps([entry]).encode())
-    body = len(header).to_bytes(4, "little") + header + payload
-    with pytest.raises(container.DelibError, match="cannot hold the claimed shape"):
-        container.decode(container.MAGIC + hashlib.sha256(body).digest() + body)
