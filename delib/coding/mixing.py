@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numba
 import numpy as np
@@ -24,6 +24,10 @@ from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
+Small = NDArray[np.int32]
+Walk = Callable[..., int]
+# Plain functions, which numba inlines: a call costs it more than most of them do.
+inlined = register_jitable(forceinline=True)
 
 ONE = 1 << 16  # the probability 1
 LEAST = 16  # the least probability of either outcome: a decision costs at most 12 bits
@@ -50,20 +54,20 @@ START = 1 << 21 << COUNTER_BITS  # a counter that has met nothing: one half
 # The step of a counter that has met n decisions, in 1/65536: 1 / (n + 1.5), the estimate of Krichevsky and Trofimov.
 STEP = np.array([2 * ONE // (2 * n + 3) for n in range(1 << COUNTER_BITS)], np.int64)
 
-INPUTS = 7  # the most counters that a decision looks at
+INPUTS = 5  # the most counters that a decision looks at
 # Learning rates of the mixer: each set of weights begins RATE_FIRST faster, which fades as 1 / (decisions + 1.5).
-RATE_MASK, RATE_LEVEL, RATE_FIRST = 24, 48, 4000
+RATE_ZERO, RATE_LEVEL, RATE_FIRST = 24, 48, 4000
+SETS = 6 + 16  # of weights: whole kernels 1, zeros by position 4, signs 1, sizes by node 16
+WEIGHT_ZERO, WEIGHT_SIGN, WEIGHT_SIZE = 19661, 19661, 19661  # what each begins with, in 1/65536
 ROW_MEMORY, PRIOR = 20, 4  # decisions that a fresh row's, and a fresh column's or channel's, first estimate is worth
 
 
 class Model(NamedTuple):
-    """What the walk has learned, and what the decision at hand looks at."""
+    """What the walk has learned."""
 
     counters: NDArray[np.int32]
     weights: Integers  # [sets, INPUTS], in 1/65536
-    met: Integers  # [sets]: decisions that each set of weights has learned from, up to 511
-    slots: Integers  # [INPUTS]: the counters that this decision looks at
-    inputs: Integers  # [INPUTS]: their log-odds
+    met: Integers  # [sets]: decisions that each set of weights has learned from, up to LIMIT
 
 
 class Coder(NamedTuple):
@@ -74,7 +78,7 @@ class Coder(NamedTuple):
     decoding: bool
 
 
-@register_jitable(forceinline=True)
+@inlined
 def code(bit: int, p: int, coder: Coder) -> int:
     """Code one decision that is 1 with probability ``p`` (in 1/65536); decoding, ``bit`` is ignored. Returns it."""
     state, stream, decoding = coder
@@ -100,21 +104,20 @@ def code(bit: int, p: int, coder: Coder) -> int:
     return bit
 
 
-@register_jitable(forceinline=True)
-def decide(bit: int, count: int, chosen: int, rate: int, model: Model, coder: Coder) -> int:
-    """Code a decision by mixing the first ``count`` slots with weights ``chosen``, then learn from its outcome."""
-    counters, weights, met, slots, inputs = model
+@inlined
+def decide(bit: int, slots: tuple[int, ...], chosen: int, rate: int, model: Model, coder: Coder) -> int:
+    """Code a decision by mixing the counters at ``slots`` with the weights ``chosen``, then learn from its outcome."""
+    counters, weights, met = model
     total = 0
-    for i in range(count):
-        inputs[i] = STRETCH[counters[slots[i]] >> COUNTER_BITS + 10]
-        total += weights[chosen, i] * inputs[i]
+    for i in range(len(slots)):
+        total += weights[chosen, i] * STRETCH[counters[slots[i]] >> COUNTER_BITS + 10]
     p = min(max(SQUASH[min(max(total >> 16, -REACH), REACH) + REACH], LEAST), ONE - LEAST)
     bit = code(bit, p, coder)
     error = ((bit << 16) - p) * (rate + (RATE_FIRST * STEP[met[chosen]] >> 16))
     met[chosen] = min(met[chosen] + 1, LIMIT)
-    for i in range(count):
-        weights[chosen, i] += inputs[i] * error + (1 << 21) >> 22
+    for i in range(len(slots)):
         state = int(counters[slots[i]])
+        weights[chosen, i] += STRETCH[state >> COUNTER_BITS + 10] * error + (1 << 21) >> 22
         share, n = state >> COUNTER_BITS, state & (1 << COUNTER_BITS) - 1
         share += ((bit << 22) - share) * STEP[n] >> 16
         counters[slots[i]] = share << COUNTER_BITS | min(n + 1, LIMIT)
@@ -122,35 +125,29 @@ def decide(bit: int, count: int, chosen: int, rate: int, model: Model, coder: Co
 
 
 class Layer(NamedTuple):
-    """The weight as the walk sees it: its shape, where each context's counters begin, and what has passed by."""
+    """The weight as the walk sees it: its shape, where the counters of each question begin, and what has passed by."""
 
-    # rows, channels, kernel size and width, bits of a size; below, offsets into the counters: those of a whole kernel,
-    # of a weight's survival, of a sign, of a size.
-    rows: int
-    channels: int
-    kernel: int
-    width: int
-    depth: int
-    whole: int
-    zero: int
-    sign: int
-    size: int
-    values: Integers  # [3, columns]: signed sizes of this row and of the two above, in turn; 0 is no survivor
-    filled: Integers  # [3, channels]: whether a kernel has survivors, likewise
-    begin: Integers  # [2]: counters of fresh rows, for a kernel and for a weight of it
-    balance: Integers  # [columns]: positive less negative survivors
-    column_mean: Integers  # [columns]: running mean of the sizes, in 1/256
-    channel_mean: Integers  # [channels]: the same
-    row: Integers  # [2]: running mean of the row's sizes, in 1/256; balance of its signs
+    rows: int  # outputs
+    channels: int  # inputs
+    kernel: int  # weights of one output for one input
+    width: int  # weights in a row of a kernel
+    depth: int  # bits of a size
+    whole: int  # counters: 1 of the row, then [channels], then 32 · 32
+    zero: int  # 1 of the row, then [columns], [channels], 32 · 32, then [kernel · 16], or [32] if kernels are single
+    sign: int  # 7 · 9, then 15 · 15
+    size: int  # [2^depth, 96]
+    fresh: Small  # [2]: what `whole` and `zero` of a row are at its start
+    values: Small  # [3, columns]: signed sizes of this row and of the two above it; 0 is no survivor
+    balance: Small  # [columns + 1]: positive less negative survivors of each column; the last is the row's own
 
 
-@register_jitable(forceinline=True)
+@inlined
 def level_of(counter: int) -> int:
     """A counter's log-odds in 32 steps of one half, from -8 to 8."""
     return min(max(STRETCH[counter >> COUNTER_BITS + 10] + 2048 >> 7, 0), 31)
 
 
-@register_jitable(forceinline=True)
+@inlined
 def octave(n: int) -> int:
     """n in half octaves: 0, 1, 2, 3, 4 (4 and 5), 5 (6 and 7), 6 (8 to 11), ..., up to 15."""
     step = 0
@@ -159,102 +156,87 @@ def octave(n: int) -> int:
     return min(2 * step + (n >> step), 15)
 
 
-@register_jitable(forceinline=True)
+@inlined
 def clipped(n: int, most: int) -> int:
     """n within -most..most, counted from 0."""
     return min(max(n, -most), most) + most
 
 
-@register_jitable(forceinline=True)
+@inlined
 def sign_of(value: int) -> int:
     return 0 if value == 0 else 1 if value < 0 else 2
 
 
-@register_jitable(forceinline=True)
-def code_whole(bit: int, r: int, channel: int, layer: Layer, model: Model, coder: Coder) -> int:
-    """Whether a kernel has any survivor."""
-    filled, counters, slots = layer.filled, model.counters, model.slots
-    near = filled[1, channel] | filled[2, channel] << 1
-    if channel > 0:
-        near |= filled[0, channel - 1] << 2
-    if channel > 1:
-        near |= filled[0, channel - 2] << 3
-    slots[0] = layer.whole
-    slots[1] = layer.whole + 2 + channel
-    slots[2] = layer.whole + 2 + layer.channels + near
-    cross = level_of(counters[slots[0]]) * 32 + level_of(counters[slots[1]])
-    slots[3] = layer.whole + 2 + layer.channels + 16 + cross
-    slots[4] = layer.whole + 1
-    bit = decide(bit, 5, 0, RATE_MASK, model, coder)
-    filled[0, channel] = bit
-    return bit
+@inlined
+def code_whole(bit: int, channel: int, layer: Layer, model: Model, coder: Coder) -> int:
+    """Whether a kernel has any survivor: by its row, its channel, and both."""
+    counters, row = model.counters, layer.whole
+    of_channel = row + 1 + channel
+    both = row + 1 + layer.channels + level_of(counters[row]) * 32 + level_of(counters[of_channel])
+    return decide(bit, (row, of_channel, both), 0, RATE_ZERO, model, coder)
 
 
-@register_jitable(forceinline=True)
-def code_zero(bit: int, at: tuple[int, int, int], mass: int, layer: Layer, model: Model, coder: Coder) -> int:
-    """Whether a weight survives, after survivors of sizes that sum to ``mass`` in its kernel."""
-    values, counters, slots = layer.values, model.counters, model.slots
-    r, channel, k = at
-    column = channel * layer.kernel + k
-    near = (values[1, column] != 0) | (values[2, column] != 0) << 1
-    if channel > 0:
-        near |= (values[0, column - layer.kernel] != 0) << 2
-    if channel > 1:
-        near |= (values[0, column - 2 * layer.kernel] != 0) << 3
-    if k > 0:
-        near |= (values[0, column - 1] != 0) << 4
-    columns = layer.channels * layer.kernel
-    slots[0] = layer.zero
-    slots[6] = layer.zero + 1
-    slots[1] = layer.zero + 2 + column
-    slots[2] = layer.zero + 2 + columns + channel
-    cross = level_of(counters[slots[0]]) * 32 + level_of(counters[slots[2]])
-    slots[3] = layer.zero + 2 + columns + layer.channels + cross
-    slots[4] = layer.zero + 2 + columns + layer.channels + 1024 + near
-    slots[5] = layer.zero + 2 + columns + layer.channels + 1056 + k * 16 + octave(mass)
-    return decide(bit, 7, 1 + min(k, 3), RATE_MASK, model, coder)
+@inlined
+def code_zero(bit: int, channel: int, k: int, mass: int, layer: Layer, model: Model, coder: Coder) -> int:
+    """Whether a weight survives: by its row, column and channel, by row and channel together, and by its neighbours.
+
+    Neighbours are the survivors before it in its kernel, whose sizes sum to ``mass``; for single weights the two above
+    it and the two before it in the row.
+    """
+    counters, row, column = model.counters, layer.zero, channel * layer.kernel + k
+    of_channel = row + 1 + layer.channels * layer.kernel + channel
+    both = row + 1 + layer.channels * (layer.kernel + 1)
+    if layer.kernel > 1:
+        near = k * 16 + octave(mass)
+    else:
+        near = survives(layer, 1, column) | survives(layer, 2, column) << 1
+        near |= survives(layer, 0, column - 1) << 2 | survives(layer, 0, column - 2) << 3
+    near += both + 1024
+    both += level_of(counters[row]) * 32 + level_of(counters[of_channel])
+    return decide(bit, (row, row + 1 + column, of_channel, both, near), 1 + min(k, 3), RATE_ZERO, model, coder)
 
 
-@register_jitable(forceinline=True)
-def code_sign(bit: int, at: tuple[int, int, int], lean: int, layer: Layer, model: Model, coder: Coder) -> int:
-    """Whether a survivor is negative, after survivors whose signs sum to ``lean`` in its kernel."""
-    r, channel, k = at
-    column, values, slots = channel * layer.kernel + k, layer.values, model.slots
+@inlined
+def survives(layer: Layer, row: int, column: int) -> int:
+    """Whether there is a survivor ``row`` rows above; none lies before the first column."""
+    return 1 if column >= 0 and layer.values[row, column] != 0 else 0
+
+
+@inlined
+def code_sign(bit: int, channel: int, k: int, lean: int, layer: Layer, model: Model, coder: Coder) -> int:
+    """Whether a survivor is negative, after survivors whose signs sum to ``lean`` in its kernel.
+
+    By these and the signs above and to the left of it in the kernel; and by the balance of its column and of its row.
+    """
+    column, values, balance = channel * layer.kernel + k, layer.values, layer.balance
     up = sign_of(values[0, column - layer.width]) if k >= layer.width else 0
     left = sign_of(values[0, column - 1]) if k % layer.width > 0 else 0
-    slots[0] = layer.sign + clipped(lean, 3) * 9 + up * 3 + left
-    slots[1] = layer.sign + 63 + clipped(layer.balance[column], 7) * 15 + clipped(layer.row[1] >> 1, 7)
-    return decide(bit, 2, 5, RATE_LEVEL, model, coder)
+    inside = layer.sign + clipped(lean, 3) * 9 + up * 3 + left
+    outside = layer.sign + 63 + clipped(balance[column], 7) * 15 + clipped(balance[len(balance) - 1] >> 1, 7)
+    return decide(bit, (inside, outside), 5, RATE_LEVEL, model, coder)
 
 
-@register_jitable(forceinline=True)
+@inlined
 def code_size(
-    size: int, negative: int, at: tuple[int, int, int], mean: int, layer: Layer, model: Model, coder: Coder
+    size: int, negative: int, channel: int, k: int, mean: int, layer: Layer, model: Model, coder: Coder
 ) -> int:
-    """A survivor's size less one, from the highest bit on; ``mean`` is 4 times that of its kernel so far."""
-    r, channel, k = at
-    shift, slots = 4 + max(layer.depth - 4, 0), model.slots
-    of_row = min(layer.row[0] >> shift, 15)
-    of_column = min(layer.column_mean[channel * layer.kernel + k] >> shift, 15)
-    of_channel = min(layer.channel_mean[channel] >> shift, 15)
-    dense = level_of(model.counters[layer.zero + 2 + layer.channels * layer.kernel + channel])
+    """A survivor's size less one, from the highest bit on.
+
+    By its kernel's sizes so far, 4 times whose mean is ``mean``; by sign and position; by its channel's density.
+    """
+    of_channel = model.counters[layer.zero + 1 + layer.channels * layer.kernel + channel]
+    of_kernel, of_sign, dense = min(mean, 31), 32 + min(k, 15) * 2 + negative, 64 + level_of(of_channel)
     node = 1
     for b in range(layer.depth - 1, -1, -1):
-        start = layer.size + node * 6 * 32
-        slots[0] = start + of_row
-        slots[1] = start + 32 + of_column
-        slots[2] = start + 64 + of_channel
-        slots[3] = start + 96 + min(mean, 31)
-        slots[4] = start + 128 + min(k, 15) * 2 + negative
-        slots[5] = start + 160 + dense
-        bit = decide(size >> b & 1, 6, 6 + min(node, 15), RATE_LEVEL, model, coder)
-        node = node * 2 + bit
+        at = layer.size + node * 96
+        slots = (at + of_kernel, at + of_sign, at + dense)
+        node = node * 2 + decide(size >> b & 1, slots, 6 + min(node, 15), RATE_LEVEL, model, coder)
     return node - (1 << layer.depth)
 
 
-@register_jitable(forceinline=True)
+@inlined
 def code_kernel(
-    r: int,
+    first: int,
     channel: int,
     mask: NDArray[np.uint8],
     levels: NDArray[np.int32],
@@ -263,54 +245,36 @@ def code_kernel(
     model: Model,
     coder: Coder,
 ) -> int:
-    """The weights of one kernel; ``done`` survivors came before. Returns how many there are now."""
-    first = (r * layer.channels + channel) * layer.kernel
-    columns = channel * layer.kernel
-    if layer.kernel > 1:
+    """The weights of one kernel, from ``first`` on; ``done`` survivors came before. Returns how many there are now."""
+    kernel, before, some = layer.kernel, done, 1
+    if kernel > 1:
         some = 0
-        for k in range(layer.kernel):
+        for k in range(kernel):
             some |= mask[first + k]
-        if not code_whole(some, r, channel, layer, model, coder):
-            for k in range(layer.kernel):
-                layer.values[0, columns + k] = 0
-            return done
-    mass, lean, before = 0, 0, done
-    for k in range(layer.kernel):
-        at = (r, channel, k)
-        survives = 1
-        if layer.kernel == 1 or k < layer.kernel - 1 or done > before:
-            survives = code_zero(int(mask[first + k]), at, mass, layer, model, coder)
-        value = 0
-        if survives:
-            mask[first + k] = 1
+        some = code_whole(some, channel, layer, model, coder)
+    mass, lean = 0, 0
+    for k in range(kernel):
+        value, bit = 0, some
+        # The last weight of a kernel that has survivors, of which none came yet, is one.
+        if some and (kernel == 1 or k < kernel - 1 or done > before):
+            bit = code_zero(mask[first + k], channel, k, mass, layer, model, coder)
+        if bit:
             if done == len(levels):
                 return -1
-            negative = code_sign(1 if levels[done] < 0 else 0, at, lean, layer, model, coder)
-            mean = 4 * mass // (done - before) if done > before else 0
-            size = code_size(abs(int(levels[done])) - 1, negative, at, mean, layer, model, coder) + 1
+            mean = 4 * mass // max(done - before, 1)
+            negative = code_sign(1 if levels[done] < 0 else 0, channel, k, lean, layer, model, coder)
+            size = 1 + code_size(abs(levels[done]) - 1, negative, channel, k, mean, layer, model, coder)
             value = -size if negative else size
-            levels[done] = value
-            learn_level(value, channel, columns + k, layer)
-            mass += size
-            lean += 1 - 2 * negative
-            done += 1
-        layer.values[0, columns + k] = value
+            mask[first + k], levels[done] = 1, value
+            layer.balance[channel * kernel + k] += 1 - 2 * negative
+            layer.balance[len(layer.balance) - 1] += 1 - 2 * negative
+            mass, lean, done = mass + size, lean + 1 - 2 * negative, done + 1
+        layer.values[0, channel * kernel + k] = value
     return done
 
 
-@register_jitable(forceinline=True)
-def learn_level(value: int, channel: int, column: int, layer: Layer) -> None:
-    """Take account of a survivor in the running means and balances."""
-    scaled, sign = abs(value) - 1 << 8, 1 if value > 0 else -1
-    layer.row[0] += scaled - layer.row[0] >> 4
-    layer.row[1] += sign
-    layer.balance[column] += sign
-    layer.column_mean[column] += scaled - layer.column_mean[column] >> 2
-    layer.channel_mean[channel] += scaled - layer.channel_mean[channel] >> 3
-
-
-@register_jitable(forceinline=True)
-def hand_down(rows: Integers) -> None:
+@inlined
+def hand_down(rows: Small) -> None:
     """A finished row becomes the row above, and that one the row above it."""
     for c in range(rows.shape[1]):
         rows[2, c] = rows[1, c]
@@ -323,17 +287,16 @@ def walk(mask: NDArray[np.uint8], levels: NDArray[np.int32], layer: Layer, model
     Returns the number of survivors; -1 if there are more than ``levels`` holds.
     """
     done = 0
-    counters = model.counters
     for r in range(layer.rows):
-        # A fresh row is expected to be like those before it.
-        layer.row[1] = 0
-        hand_down(layer.values)
-        hand_down(layer.filled)
-        counters[layer.whole], counters[layer.zero] = layer.begin[0], layer.begin[1]
+        # A fresh row is expected to be like the layer.
+        model.counters[layer.whole], model.counters[layer.zero] = layer.fresh[0], layer.fresh[1]
+        layer.balance[len(layer.balance) - 1] = 0
         for channel in range(layer.channels):
-            done = code_kernel(r, channel, mask, levels, done, layer, model, coder)
+            first = (r * layer.channels + channel) * layer.kernel
+            done = code_kernel(first, channel, mask, levels, done, layer, model, coder)
             if done < 0:
                 return done
+        hand_down(layer.values)
     return done
 
 
@@ -355,53 +318,57 @@ def prepared(shape: tuple[int, ...], survivors: int, largest: int) -> tuple[Laye
     rows, channels = shape[0], shape[1] if len(shape) > 1 else 1
     kernel, width = math.prod(shape[2:]), shape[-1] if len(shape) > 2 else 1
     columns, depth = channels * kernel, max(largest - 1, 0).bit_length()
-    zero = 2 + channels + 16 + 1024
-    sign = zero + 2 + columns + channels + 1024 + 32 + 16 * kernel
+    zero = 1 + channels + 1024
+    sign = zero + 1 + columns + channels + 1024 + (16 * kernel if kernel > 1 else 16)
     size = sign + 63 + 225
     density = survivors * ONE // max(rows * columns, 1)
-    some = ONE - _power(ONE - density, kernel)
+    filled = ONE - _power(ONE - density, kernel)
     if kernel > 1:
-        density = density * ONE // max(some, 1)
-    counters = np.full(size + 6 * 32 * (1 << depth), START, np.int32)
-    counters[:zero], counters[zero:sign] = _counter(some, PRIOR), _counter(density, PRIOR)
-    begin = np.array([_counter(some, ROW_MEMORY), _counter(density, ROW_MEMORY)])
-    none = [np.zeros(n, np.int32) for n in (columns, columns, channels, 2)]
-    values, filled = np.zeros((3, columns), np.int32), np.zeros((3, channels), np.int32)
-    layer = Layer(rows, channels, kernel, width, depth, 0, zero, sign, size, values, filled, begin, *none)
-    weights = np.full((6 + 16, INPUTS), 3 * ONE // 10, np.int64)
-    learned = np.zeros(len(weights), np.int64), np.zeros(INPUTS, np.int64), np.zeros(INPUTS, np.int64)
-    return layer, Model(counters, weights, *learned)
+        density = min(density * ONE // max(filled, 1), ONE)
+    counters = np.full(size + 96 * (1 << depth), START, np.int32)
+    counters[:zero], counters[zero:sign] = _counter(filled, PRIOR), _counter(density, PRIOR)
+    fresh = np.array([_counter(filled, ROW_MEMORY), _counter(density, ROW_MEMORY)], np.int32)
+    past = np.zeros((3, columns), np.int32), np.zeros(columns + 1, np.int32)
+    layer = Layer(rows, channels, kernel, width, depth, 0, zero, sign, size, fresh, *past)
+    weights = np.full((SETS, INPUTS), WEIGHT_ZERO, np.int64)
+    weights[5], weights[6:] = WEIGHT_SIGN, WEIGHT_SIZE
+    return layer, Model(counters, weights, np.zeros(SETS, np.int64))
 
 
 @cache
-def compiled() -> Callable[..., int]:
+def compiled() -> Walk:
     """``walk`` as machine code, kept between runs where a folder for it can be written."""
+    # Nothing is allocated on the way, so numba need not count references; counting takes longer than the walk.
     try:
-        return numba.njit(cache=True, _nrt=False)(walk)
+        return cast(Walk, numba.njit(cache=True, _nrt=False)(walk))
     except RuntimeError:  # no such folder
-        return numba.njit(walk)
+        return cast(Walk, numba.njit(_nrt=False)(walk))
 
 
-def encoded(mask: NDArray[np.bool_], levels: NDArray[np.int32], largest: int, run=None) -> bytes:
-    """The stream that stands for a mask and its survivors' signed sizes, of at most ``largest``."""
+def encoded(mask: NDArray[np.bool_], levels: Small, largest: int, run: Walk | None = None) -> bytes:
+    """The stream that stands for a mask and its survivors' signed sizes [survivors], of at most ``largest``.
+
+    ``run`` is the walk to take, ``compiled()`` unless said otherwise.
+    """
     layer, model = prepared(mask.shape, len(levels), largest)
-    capacity = 2 * mask.size + 4 * (layer.depth + 1) * len(levels) + 8
+    # At most 12 bits a decision, and a byte for what the coder's short interval loses.
+    capacity = 2 * (mask.size + (layer.depth + 1) * len(levels)) + mask.size // layer.kernel + 8
     coder = Coder(np.array([0, 0xFFFFFFFF, 0, 0]), np.zeros(capacity, np.uint8), False)
-    (run or compiled())(np.array(mask, np.uint8).ravel(), levels, layer, model, coder)
+    (run or compiled())(np.array(mask, np.uint8).ravel(), levels.copy(), layer, model, coder)
     low, high, _, position = (int(n) for n in coder.state)
-    for spare in (32, 24, 16, 8, 0):
-        last = -(-low >> spare) << spare
-        if last <= high:
-            break
+    # The roundest number that is left in the interval; behind the stream's end the decoder reads zeros.
+    last = next(up for spare in (32, 24, 16, 8, 0) if (up := -(-low >> spare) << spare) <= high)
     return (coder.stream[:position].tobytes() + last.to_bytes(4, "big")).rstrip(b"\0")
 
 
-def decoded(stream: bytes, shape: tuple[int, ...], survivors: int, largest: int, run=None):
-    """The mask and the signed sizes that were encoded."""
+def decoded(
+    stream: bytes, shape: tuple[int, ...], survivors: int, largest: int, run: Walk | None = None
+) -> tuple[NDArray[np.bool_], Small] | None:
+    """The mask and the signed sizes that were encoded; None if the stream has not so many survivors."""
     layer, model = prepared(shape, survivors, largest)
     code = int.from_bytes(stream[:4].ljust(4, b"\0"), "big")
     coder = Coder(np.array([0, 0xFFFFFFFF, code, 4]), np.frombuffer(bytearray(stream), np.uint8), True)
-    mask, levels = np.zeros(math.prod(shape), np.uint8), np.zeros(survivors, np.int32)
+    mask, levels = np.zeros(math.prod(shape), np.uint8), np.ones(survivors, np.int32)
     if (run or compiled())(mask, levels, layer, model, coder) != survivors:
         return None
     return mask.view(bool).reshape(shape), levels
