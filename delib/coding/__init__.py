@@ -11,6 +11,7 @@ from delib.coding.quantize import (
     with_levels,
 )
 from delib.coding.quantized import Quantized, decode, load, save
+from delib.coding.rate import level_costs
 
 __all__ = [
     "PLACEMENTS",
@@ -21,6 +22,7 @@ __all__ = [
     "decode",
     "encode",
     "kmeans_levels",
+    "level_costs",
     "load",
     "quantize_tensors",
     "quantize_weight",
