@@ -87,9 +87,9 @@ def _envelope(rated: Rated, multiplier: float) -> tuple[NDArray[np.integer], NDA
     cuts: list[float] = []
     for i, level in enumerate(rated.levels):
         while used:
-            cut = (heights[i] - heights[used[-1]]) / (2 * (level - rated.levels[used[-1]]))
+            cut = float(heights[i] - heights[used[-1]]) / float(2 * (level - rated.levels[used[-1]]))
             if not cuts or cut > cuts[-1]:
-                cuts.append(float(cut))
+                cuts.append(cut)
                 break
             used.pop()
             cuts.pop()

@@ -1,0 +1,118 @@
+"""A `.delib` file's outer shape, checked before anything else looks at it: checksum, header by its schema, payloads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from delib.coding.tensors import DTYPES, MAX_LEVELS, DelibError
+
+Entry = dict[str, Any]
+Check = Callable[[Any], bool]
+MAX_HEADER = 1 << 24  # bytes of JSON
+HEADER_INFLATION = 64  # bytes of JSON a byte of the file; honest headers have at most 20
+MAX_INFLATION = 1032  # no deflated stream stands for more bytes a byte (zlib's documentation, technical details)
+# Decoding takes at most so many bytes of memory for each byte of a tensor's payload: its mask (a byte a weight), its
+# indices, and the walk's memory of the columns. A stream that is shorter is filled up with zeros. So a file of b bytes
+# stands for no more than 1,024·b weights, a compression ratio of 4,096 that no useful network comes near.
+MEMORY_PER_BYTE = 1024
+SLACK_BYTES = 16  # a payload's first bytes, for which tiny tensors need no filling
+
+
+def is_count(value: Any, least: int = 0, most: int = 1 << 48) -> bool:
+    """Whether it is an integer, and no bool, within bounds."""
+    return type(value) is int and least <= value <= most
+
+
+def is_shape(value: Any) -> bool:
+    """Whether it lists at most 8 lengths of a sensible product."""
+    return isinstance(value, list) and len(value) <= 8 and all(map(is_count, value)) and is_count(math.prod(value))
+
+
+def is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_one_of(*choices: Any) -> Check:
+    """A check that it is one of these values, and of the same type."""
+    return lambda value: any(type(value) is type(choice) and value == choice for choice in choices)
+
+
+TIED: dict[str, Check] = {"name": is_name, "same": is_name}
+STORED: dict[str, Check] = {"name": is_name, "shape": is_shape, "bytes": is_count}
+PLAIN: dict[str, Check] = STORED | {"dtype": is_one_of(*DTYPES)}
+# Forms that an entry may take, in this version of the format: each field with what its value must be.
+FORMS: tuple[dict[str, Check], ...] = (
+    TIED,
+    PLAIN,
+    PLAIN | {"packed": is_one_of("deflate")},
+    STORED | {"levels": lambda n: is_count(n, 0, MAX_LEVELS), "survivors": is_count, "scaled": is_one_of(False, True)},
+)
+
+
+def opened(data: bytes, start: int, digest: int, forms: Sequence[Mapping[str, Check]]) -> list[tuple[Entry, bytes]]:
+    """Each tensor's header entry, in one of the ``forms``, and its payload.
+
+    ``data`` is the whole file: ``start`` bytes of magic, the first ``digest`` bytes of the SHA-256 of all that follows,
+    the header's length, the header, payloads. Raises DelibError unless all of it is as it should be.
+    """
+    begin = start + digest
+    if len(data) < begin + 4 or hashlib.sha256(data[begin:]).digest()[:digest] != data[start:begin]:
+        raise DelibError("checksum mismatch: the file was damaged or cut; get it again")
+    stop = begin + 4 + int.from_bytes(data[begin : begin + 4], "little")
+    entries = _entries(data[begin + 4 : stop], forms)
+    if sum(entry.get("bytes", 0) for entry in entries) != len(data) - stop:
+        raise DelibError("the payloads do not fill the file; encode the network again")
+    pairs = []
+    for entry in entries:
+        size = entry.get("bytes", 0)
+        pairs.append((entry, data[stop : stop + size]))
+        stop += size
+    return pairs
+
+
+def _entries(packed: bytes, forms: Sequence[Mapping[str, Check]]) -> list[Entry]:
+    """The header's entries. Raises DelibError unless each has one of the forms and a name of its own."""
+    most = min(MAX_HEADER, HEADER_INFLATION * len(packed) + 4096)
+    try:
+        # Wide enough to recognise version 1's zlib stream, too.
+        inflate = zlib.decompressobj(47 if packed[:1] == b"\x78" else -15)
+        text = inflate.decompress(packed, most)
+        if not inflate.eof or inflate.unused_data:
+            raise ValueError("it is cut or too long")
+        entries = json.loads(text)
+    except (zlib.error, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise DelibError(f"unreadable header ({reason}); encode the network again") from None
+    if not isinstance(entries, list):
+        raise DelibError("the header lists no tensors; encode the network again")
+    stored: set[str] = set()
+    names: set[str] = set()
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not any(_fits(entry, form) for form in forms):
+            raise DelibError(f"entry {number} of the header has not the form of a tensor; encode the network again")
+        if entry["name"] in names or ("same" in entry and entry["same"] not in stored):
+            raise DelibError(f"entry {number} of the header repeats or misses a name; encode the network again")
+        names.add(entry["name"])
+        stored |= set() if "same" in entry else {entry["name"]}
+    return entries
+
+
+def _fits(entry: Entry, form: Mapping[str, Check]) -> bool:
+    return entry.keys() == form.keys() and all(check(entry[key]) for key, check in form.items())
+
+
+def inflated(packed: bytes, size: int) -> bytes:
+    """The ``size`` bytes that were deflated. Raises DelibError, having inflated no more, if it is not exactly these."""
+    inflate = zlib.decompressobj()
+    try:
+        payload = inflate.decompress(packed, size + 1) if size <= MAX_INFLATION * len(packed) else b""
+    except zlib.error as error:
+        raise DelibError(f"{error}; encode the network again") from None
+    if len(payload) != size or not inflate.eof or inflate.unused_data:
+        raise DelibError("its bytes do not inflate to its shape; encode the network again")
+    return payload
