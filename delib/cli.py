@@ -184,7 +184,7 @@ def _dense(file: Path) -> dict[str, Any]:
 
 @app.command()
 def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> None:
-    """Show what a .delib file holds: shape, sparsity, bits per survivor and bytes of each tensor, and the total."""
+    """Show what a .delib file holds: the total, then shape, sparsity, bits per survivor and bytes of each tensor."""
     import numpy as np
 
     from delib.coding import LevelTensor, load
@@ -192,12 +192,11 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> Non
 
     network, bytes_of, total = load(file), sizes(file.read_bytes()), file.stat().st_size
     row = "{:<28} {:>18} {:>9} {:>5} {:>12}".format
-    typer.echo(row("tensor", "shape", "sparsity", "bits", "bytes"))
-    dense, weights, zeros = network.float32_bytes, 0, 0
+    dense, weights, zeros, rows = network.float32_bytes, 0, 0, [row("tensor", "shape", "sparsity", "bits", "bytes")]
     first: dict[int, str] = {}
     for name, tensor in network.items():
         if first.setdefault(id(tensor), name) != name:
-            typer.echo(row(name, f"= {first[id(tensor)]}", "", "", f"{bytes_of[name]:,}"))
+            rows.append(row(name, f"= {first[id(tensor)]}", "", "", f"{bytes_of[name]:,}"))
             continue
         if isinstance(tensor, LevelTensor):
             array, bits = tensor.dense(), max(len(tensor.codebook) - 1, 1).bit_length()
@@ -205,11 +204,12 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .delib file.")]) -> Non
             weights, zeros, share = weights + array.size, zeros + zero, f"{zero / max(array.size, 1):.2%}"
         else:
             array, share, bits = tensor, "", 8 * tensor.itemsize
-        typer.echo(row(name, "×".join(map(str, array.shape)), share, bits, f"{bytes_of[name]:,}"))
+        rows.append(row(name, "×".join(map(str, array.shape)), share, bits, f"{bytes_of[name]:,}"))
     typer.echo(
         f"{total:,} bytes with header and checksum, {dense / total:.1f} times smaller than the {dense:,} of float32; "
         f"{zeros:,} of {weights:,} weights are zero ({zeros / max(weights, 1):.2%})"
     )
+    typer.echo("\n".join(rows))
 
 
 @app.command()

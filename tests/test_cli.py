@@ -106,7 +106,7 @@ def test_a_network_goes_into_a_file_and_comes_out_quantised(
 def test_inspect_shows_what_is_in_a_file(delib: Any, tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     delib("encode", tmp_path / "w.safetensors", tmp_path / "w.delib", "--bits", "3")
     code, out, _ = delib("inspect", tmp_path / "w.delib")
-    header, *rows, total = out.strip().splitlines()
+    total, header, *rows = out.strip().splitlines()
     assert code == 0
     assert header.split() == ["tensor", "shape", "sparsity", "bits", "bytes"]
     table = {row.split()[0]: row.split()[1:] for row in rows}
