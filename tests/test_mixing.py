@@ -8,12 +8,13 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from format_decoder import decode_file
 from house import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from delib.coding import LevelTensor, level_costs, mixing
+from delib.coding import LevelTensor, decode, encode, level_costs, mixing
 
 SHAPES = st.sampled_from(
     [(7,), (5, 6), (3, 2, 3, 3), (2, 3, 1, 1), (4, 3, 2, 5), (2, 2, 7), (1, 1, 1, 1), (3, 1, 4, 1, 2)]
@@ -122,3 +123,24 @@ def test_an_installation_that_nobody_may_write_to_works(tmp_path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 40
+
+
+@settings(max_examples=40, deadline=None)
+@given(signed_weights(), st.booleans())
+def test_a_decoder_written_from_the_format_s_page_reads_what_is_written(weight, scaled: bool) -> None:
+    mask, levels, largest = weight
+    codebook = np.float32([*range(-largest, 0), *range(1, largest + 1)])
+    indices = np.where(levels < 0, levels + largest, levels + largest - 1).astype(np.uint16)
+    tensor = LevelTensor(mask, indices, codebook, np.ones(len(mask), np.float16) if scaled else None)
+    found = decode_file(encode({"first": tensor, "w": tensor, "b": np.ones(3), "v": mask}))
+    assert list(found) == ["first"]
+    assert np.array_equal(found["first"][0], mask)
+    assert found["first"][1] == indices.tolist()
+
+
+def test_that_decoder_reads_a_real_layer() -> None:
+    student = decode((ROOT / "data" / "students" / "yolov3-tiny-s90-b4.delib").read_bytes())
+    for name in ("c2.weight", "c18.weight"):
+        mask, indices = decode_file(encode({"w": student[name]}))["w"]
+        assert np.array_equal(mask, student[name].mask)
+        assert np.array_equal(indices, student[name].indices)

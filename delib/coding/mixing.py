@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
@@ -339,11 +339,12 @@ def prepared(shape: tuple[int, ...], survivors: int, largest: int) -> tuple[Laye
 @cache
 def compiled() -> Walk:
     """``walk`` as machine code, kept between runs where a folder for it can be written."""
-    # Nothing is allocated on the way, so numba need not count references; counting takes longer than the walk.
+    # Nothing is allocated on the way, so numba need not count references to arrays; it takes longer than the walk.
+    options: dict[str, Any] = {"_nrt": False}
     try:
-        return cast(Walk, numba.njit(cache=True, _nrt=False)(walk))
+        return cast(Walk, numba.njit(cache=True, **options)(walk))
     except RuntimeError:  # no such folder
-        return cast(Walk, numba.njit(_nrt=False)(walk))
+        return cast(Walk, numba.njit(**options)(walk))
 
 
 def encoded(mask: NDArray[np.bool_], levels: Small, largest: int, run: Walk | None = None) -> bytes:
