@@ -27,6 +27,14 @@ VALUES: list[Any] = [
     *(0.5, 1.0, -0.0, 1e308, float("nan"), float("inf"), "", "w", "b", "deflate", "float32", "int64", "object"),
     *("\n", "\ud800", "x" * 5000, [], [0], [1], [1 << 40] * 3, [1 << 20, 1 << 20], [0, 1 << 40], [1] * 9, {}, {"a": 1}),
 ]
+# The fields of version 2's entries, by their number.
+FIELDS = {
+    2: ("name", "same"),
+    4: ("name", "shape", "bytes", "dtype"),
+    5: ("name", "shape", "bytes", "dtype", "packed"),
+    6: ("name", "shape", "bytes", "levels", "survivors", "scaled"),
+}
+ORDER = ("name", "same", "shape", "bytes", "dtype", "packed", "levels", "survivors", "scaled")
 KEYS = ("name", "shape", "bytes", "dtype", "packed", "deflated", "levels", "survivors", "scaled", "counts", "prior")
 
 
@@ -38,10 +46,24 @@ def sealed(body: bytes, magic: bytes) -> bytes:
 
 def forged(entries: object, payload: bytes, magic: bytes = container.MAGIC, text: bytes | None = None) -> bytes:
     """A file, of either version, whose header says whatever its author wanted us to believe."""
-    text = json.dumps(entries).encode() if text is None else text
+    if text is None:
+        text = json.dumps(listed(entries) if magic == container.MAGIC else entries).encode()
     packer = zlib.compressobj(6, wbits=15 if magic == container_v1.MAGIC else -15)
     header = packer.compress(text) + packer.flush()
     return sealed(len(header).to_bytes(4, "little") + header + payload, magic)
+
+
+def listed(entries: Any) -> Any:
+    """Entries as version 2's header has them, lists of values."""
+    return (
+        [list(in_order(e).values()) if isinstance(e, dict) else e for e in entries]
+        if isinstance(entries, list)
+        else entries
+    )
+
+
+def in_order(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in sorted(entry, key=lambda key: ORDER.index(key) if key in ORDER else 99)}
 
 
 def parts(data: bytes) -> tuple[bytes, list[dict[str, Any]], bytes]:
@@ -50,7 +72,12 @@ def parts(data: bytes) -> tuple[bytes, list[dict[str, Any]], bytes]:
     old = magic == container_v1.MAGIC
     begin = len(magic) + (container_v1.DIGEST if old else container.DIGEST)
     stop = begin + 4 + int.from_bytes(data[begin : begin + 4], "little")
-    return magic, json.loads(zlib.decompress(data[begin + 4 : stop], 15 if old else -15)), data[stop:]
+    entries = json.loads(zlib.decompress(data[begin + 4 : stop], 15 if old else -15))
+    return (
+        magic,
+        entries if old else [dict(zip(FIELDS[len(entry)], entry, strict=True)) for entry in entries],
+        data[stop:],
+    )
 
 
 def mutated(data: bytes, chance: Random) -> bytes:
@@ -67,7 +94,7 @@ def mutated(data: bytes, chance: Random) -> bytes:
         body[start : start + chance.randrange(40)] = bytes(chance.choice((0, 4, 4096)))
     if chance.random() < 0.3 and entries and isinstance(entries[-1], dict):
         entries[-1]["bytes"] = len(body) - sum(size_of(entry) for entry in entries[:-1])
-    text = json.dumps(entries)
+    text = json.dumps(listed(entries) if magic == container.MAGIC and chance.random() < 0.9 else entries)
     if chance.random() < 0.05:
         at = chance.randrange(len(text) + 1)
         text = text[:at] + chance.choice(("[" * 3000, "{", "1e999", "NaN", "\\ud800", '"', "9" * 5000)) + text[at:]

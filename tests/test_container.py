@@ -286,11 +286,13 @@ def test_tiny_tensors_are_no_larger_than_version_1_made_them(shape: tuple[int, .
     assert ours <= theirs
 
 
-def test_a_level_that_no_codebook_has_is_refused() -> None:
-    tensor = random_tensor(40, 50, levels=8)
+@pytest.mark.parametrize("left", [[-1, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [-1, -2, -3, -4, -5, 1]])
+def test_a_level_that_no_codebook_has_is_refused(left: list[float]) -> None:
+    tensor = random_tensor(40, 50, density=0.5, levels=16)
     _, (entry,), payload = parts(encode({"w": tensor}))
-    codebook = np.array([-1, *range(1, 6)], np.float32).tobytes()
-    data = forged([{**entry, "levels": 6, "bytes": len(payload) - 8}], codebook + payload[32:])
+    stream = payload[4 * 16 :]
+    entry |= {"levels": len(left), "bytes": 4 * len(left) + len(stream)}
+    data = forged([entry], np.float32(left).tobytes() + stream)
     with pytest.raises(DelibError, match="undecodable"):
         decode(data)
 

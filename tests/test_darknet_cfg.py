@@ -48,7 +48,7 @@ def refusal(text: str) -> str:
 
 
 CHANGES = [
-    *((kind, f"{name}=2") for kind in KINDS for name in {pair.split("=")[0] for pair in NEUTRAL.get(kind, "").split()}),
+    *((kind, pair.partition("=")[0] + "=2") for kind in KINDS for pair in NEUTRAL.get(kind, "").split()),
     *((kind, f"{name}=1") for kind in KINDS for name in ("dontload", "dontloadscales", "numload")),
     ("yolo", "scale_x_y=1.05"),
     ("yolo", "nms_kind=diounms"),

@@ -8,12 +8,13 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from format_decoder import decode_file
 from house import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from delib.coding import LevelTensor, level_costs, mixing
+from delib.coding import LevelTensor, decode, encode, mixing
 
 SHAPES = st.sampled_from(
     [(7,), (5, 6), (3, 2, 3, 3), (2, 3, 1, 1), (4, 3, 2, 5), (2, 2, 7), (1, 1, 1, 1), (3, 1, 4, 1, 2)]
@@ -83,20 +84,6 @@ def test_any_bytes_are_read_or_refused(stream: bytes, survivors: int) -> None:
     assert found is None or found[0].sum() == len(found[1]) == survivors
 
 
-def test_costs_are_those_of_the_shares_and_near_the_container_s() -> None:
-    chance = np.random.default_rng(0)
-    mask = chance.random((400, 500)) < 0.2
-    indices = chance.choice(4, int(mask.sum()), p=[0.1, 0.4, 0.4, 0.1]).astype(np.uint8)
-    tensor = LevelTensor(mask, indices, np.array([-2, -1, 1, 2], np.float32))
-    costs = level_costs(tensor)
-    assert costs == pytest.approx(-np.log2([0.8, 0.02, 0.08, 0.08, 0.02]), abs=0.1)
-    bits = (~mask).sum() * costs[0] + costs[1:][indices].sum()
-    stream = mixing.encoded(mask, np.array([-2, -1, 1, 2], np.int32)[indices], 2)
-    assert 8 * len(stream) == pytest.approx(bits, rel=0.02)
-    unused = LevelTensor(np.zeros((3, 3), bool), np.zeros(0, np.uint8), np.ones(1, np.float32))
-    assert np.isfinite(level_costs(unused)).all()
-
-
 def test_numba_is_not_imported_before_something_is_coded() -> None:
     code = "import sys, delib, delib.coding; delib.encode; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -122,3 +109,24 @@ def test_an_installation_that_nobody_may_write_to_works(tmp_path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 40
+
+
+@settings(max_examples=40, deadline=None)
+@given(signed_weights(), st.booleans())
+def test_a_decoder_written_from_the_format_s_page_reads_what_is_written(weight, scaled: bool) -> None:
+    mask, levels, largest = weight
+    codebook = np.float32([*range(-largest, 0), *range(1, largest + 1)])
+    indices = np.where(levels < 0, levels + largest, levels + largest - 1).astype(np.uint16)
+    tensor = LevelTensor(mask, indices, codebook, np.ones(len(mask), np.float16) if scaled else None)
+    found = decode_file(encode({"first": tensor, "w": tensor, "b": np.ones(3), "v": mask}))
+    assert list(found) == ["first"]
+    assert np.array_equal(found["first"][0], mask)
+    assert found["first"][1] == indices.tolist()
+
+
+def test_that_decoder_reads_a_real_layer() -> None:
+    student = decode((ROOT / "data" / "students" / "yolov3-tiny-s90-b4.delib").read_bytes())
+    for name in ("c2.weight", "c18.weight"):
+        mask, indices = decode_file(encode({"w": student[name]}))["w"]
+        assert np.array_equal(mask, student[name].mask)
+        assert np.array_equal(indices, student[name].indices)

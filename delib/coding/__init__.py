@@ -21,7 +21,6 @@ from delib.coding.quantize import (
     with_levels,
 )
 from delib.coding.quantized import Quantized, decode, load, save
-from delib.coding.rate import level_costs
 
 __all__ = [
     "PLACEMENTS",
@@ -37,7 +36,6 @@ __all__ = [
     "entropy_constrained",
     "entropy_of",
     "kmeans_levels",
-    "level_costs",
     "load",
     "power_levels",
     "quantize_entropy",

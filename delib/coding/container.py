@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delib.coding import container_v1
-from delib.coding.header import FORMS, MEMORY_PER_BYTE, SLACK_BYTES, Entry, inflated, opened
+from delib.coding.header import FORMS, MEMORY_PER_BYTE, SLACK_BYTES, Entry, inflated, opened, row
 from delib.coding.tensors import DTYPES, MAX_LEVELS, DelibError, LevelTensor, Tensors, index_type
 from delib.files import write_bytes
 
@@ -63,7 +63,7 @@ def encode(tensors: Tensors) -> bytes:
             entry, payload = _pack_plain(tensor)
         entries.append({"name": name, "bytes": len(payload), **entry})
         payloads.append(payload)
-    header = zlib.compress(json.dumps(entries, separators=(",", ":")).encode(), 9, -15)
+    header = zlib.compress(json.dumps([row(entry) for entry in entries], separators=(",", ":")).encode(), 9, -15)
     body = len(header).to_bytes(4, "little") + header + b"".join(payloads)
     return MAGIC + hashlib.sha256(body).digest()[:DIGEST] + body
 
@@ -175,12 +175,13 @@ def _unpack_levels(entry: Entry, payload: bytes) -> LevelTensor:
         return LevelTensor(np.zeros(shape, bool), np.zeros(0, index_type(levels)), codebook, scales)
     signed = signed_sizes(codebook)
     largest = _largest(signed)
-    index = np.full(2 * largest + 1, -1, np.int32)
-    index[signed + largest] = np.arange(levels)
+    span = 1 << (largest - 1).bit_length()  # what as many bits can say, whether a level has it or not
+    index = np.full(2 * span + 1, -1, np.int32)
+    index[signed + span] = np.arange(levels)
     found = mixing.decoded(payload[start:], shape, survivors, largest)
-    if found is None or (index[found[1] + largest] < 0).any():
+    if found is None or (index[found[1] + span] < 0).any():
         raise DelibError("undecodable stream; encode the network again")
-    return LevelTensor(found[0], index[found[1] + largest].astype(index_type(levels)), codebook, scales)
+    return LevelTensor(found[0], index[found[1] + span].astype(index_type(levels)), codebook, scales)
 
 
 def _largest(signed: NDArray[np.int32]) -> int:

@@ -45,7 +45,8 @@ def is_one_of(*choices: Any) -> Check:
 TIED: dict[str, Check] = {"name": is_name, "same": is_name}
 STORED: dict[str, Check] = {"name": is_name, "shape": is_shape, "bytes": is_count}
 PLAIN: dict[str, Check] = STORED | {"dtype": is_one_of(*DTYPES)}
-# Forms that an entry may take, in this version of the format: each field with what its value must be.
+# Forms that an entry may take, in this version of the format: each field with what its value must be. An entry is the
+# list of its fields' values in this order; its length says which form it has.
 FORMS: tuple[dict[str, Check], ...] = (
     TIED,
     PLAIN,
@@ -90,10 +91,11 @@ def _entries(packed: bytes, forms: Sequence[Mapping[str, Check]]) -> list[Entry]
         raise DelibError(f"unreadable header ({reason}); encode the network again") from None
     if not isinstance(entries, list):
         raise DelibError("the header lists no tensors; encode the network again")
+    entries = [_named(entry, forms) for entry in entries]
     stored: set[str] = set()
     names: set[str] = set()
     for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not any(_fits(entry, form) for form in forms):
+        if not any(_fits(entry, form) for form in forms):
             raise DelibError(f"entry {number} of the header has not the form of a tensor; encode the network again")
         if entry["name"] in names or ("same" in entry and entry["same"] not in stored):
             raise DelibError(f"entry {number} of the header repeats or misses a name; encode the network again")
@@ -102,8 +104,24 @@ def _entries(packed: bytes, forms: Sequence[Mapping[str, Check]]) -> list[Entry]
     return entries
 
 
-def _fits(entry: Entry, form: Mapping[str, Check]) -> bool:
-    return entry.keys() == form.keys() and all(check(entry[key]) for key, check in form.items())
+def _named(entry: Any, forms: Sequence[Mapping[str, Check]]) -> Any:
+    """An entry that is a list of values, with their fields' names; another (in version 1 it has them) as it is."""
+    if not isinstance(entry, list):
+        return entry
+    return next((dict(zip(form, entry, strict=True)) for form in forms if len(form) == len(entry)), None)
+
+
+def _fits(entry: Any, form: Mapping[str, Check]) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == form.keys()
+        and all(check(entry[key]) for key, check in form.items())
+    )
+
+
+def row(entry: Entry) -> list[Any]:
+    """An entry as the header lists it: its values in the order of its form's fields."""
+    return next([entry[key] for key in form] for form in FORMS if form.keys() == entry.keys())
 
 
 def inflated(packed: bytes, size: int) -> bytes:

@@ -339,12 +339,12 @@ def prepared(shape: tuple[int, ...], survivors: int, largest: int) -> tuple[Laye
 @cache
 def compiled() -> Walk:
     """``walk`` as machine code, kept between runs where a folder for it can be written."""
-    # Nothing is allocated on the way, so numba need not count references; counting takes longer than the walk.
-    uncounted: dict[str, Any] = {"_nrt": False}
+    # Nothing is allocated on the way, so numba need not count references to arrays; it takes longer than the walk.
+    options: dict[str, Any] = {"_nrt": False}
     try:
-        return cast(Walk, numba.njit(cache=True, **uncounted)(walk))
+        return cast(Walk, numba.njit(cache=True, **options)(walk))
     except RuntimeError:  # no such folder
-        return cast(Walk, numba.njit(**uncounted)(walk))
+        return cast(Walk, numba.njit(**options)(walk))
 
 
 def encoded(mask: NDArray[np.bool_], levels: Small, largest: int, run: Walk | None = None) -> bytes:

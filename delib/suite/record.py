@@ -17,7 +17,7 @@ from typing import Any
 from delib.files import project_root, write_json
 from delib.suite.parameters import check_parameters, read_parameters
 
-RECORDED_PACKAGES = ("delib", "torch", "torchvision", "numpy", "constriction", "papermill")
+RECORDED_PACKAGES = ("delib", "torch", "torchvision", "numpy", "numba", "constriction", "papermill")
 # Folder of reports for notebooks that are played with, outside the runner.
 LAB = "lab"
 
