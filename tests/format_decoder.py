@@ -90,16 +90,16 @@ def decode_values(stream: bytes, shape: list[int], survivors: int, depth: int) -
                 if kernel == 1 or k < kernel - 1 or number:
                     near = ("z", "near", *(neighbours(values, r, c) if kernel == 1 else (k, octave(mass))))
                     both = ("z", "both", q.level(row), q.level(channel))
-                    if not q.ask(1 + min(k, 3), [row, ("z", "column", c, k), channel, both, near]):
+                    if not q.ask(1, [row, ("z", "column", c, k), channel, both, near]):
                         continue
                 up = values[r, c, k - width] if k >= width else 0
                 left = values[r, c, k - 1] if k % width > 0 else 0
                 balances = clip(balance[c, k], -7, 7), clip(lean_of_row >> 1, -7, 7)
-                negative = q.ask(5, [("s", clip(lean, -3, 3), np.sign(up), np.sign(left)), ("t", *balances)])
+                negative = q.ask(2, [("s", clip(lean, -3, 3), np.sign(up), np.sign(left)), ("t", *balances)])
                 node = 1
                 for _ in range(depth):
                     of = min(4 * mass // max(number, 1), 31), (min(k, 15), negative), q.level(channel)
-                    node = node * 2 + q.ask(6 + min(node, 15), [(i, node, of[i]) for i in range(3)])
+                    node = node * 2 + q.ask(3, [(i, node, of[i]) for i in range(3)])
                 size, sign = node - (1 << depth) + 1, 1 - 2 * negative
                 values[r, c, k] = sign * size
                 mass, number, lean, lean_of_row = mass + size, number + 1, lean + sign, lean_of_row + sign

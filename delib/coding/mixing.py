@@ -59,7 +59,7 @@ INPUTS = 5  # the most counters that a decision looks at
 # The mixer's learning rate in 1/2^22; each set of weights begins faster by RATE_FIRST, which fades as 1 / (decisions +
 # 1.5). Half or twice of either changes files of real networks by .1% at most; so do other starts of weights.
 RATE, RATE_FIRST = 32, 4000
-SETS = 6 + 16  # of weights: whole kernels 1, zeros by position 4, signs 1, sizes by node 16
+SETS = 4  # of weights, one for each question: of a whole kernel, of a weight's survival, of a sign, of a size
 START_WEIGHT = 19661  # .3, in 1/65536
 ROW_MEMORY, PRIOR = 20, 4  # decisions that a fresh row's, and a fresh column's or channel's, first estimate is worth
 
@@ -195,7 +195,7 @@ def code_zero(bit: int, channel: int, k: int, mass: int, layer: Layer, model: Mo
         near |= survives(layer, 0, column - 1) << 2 | survives(layer, 0, column - 2) << 3
     near += both + 1024
     both += level_of(counters[row]) * 32 + level_of(counters[of_channel])
-    return decide(bit, (row, row + 1 + column, of_channel, both, near), 1 + min(k, 3), model, coder)
+    return decide(bit, (row, row + 1 + column, of_channel, both, near), 1, model, coder)
 
 
 @inlined
@@ -215,7 +215,7 @@ def code_sign(bit: int, channel: int, k: int, lean: int, layer: Layer, model: Mo
     left = sign_of(values[0, column - 1]) if k % layer.width > 0 else 0
     inside = layer.sign + clipped(lean, 3) * 9 + up * 3 + left
     outside = layer.sign + 63 + clipped(balance[column], 7) * 15 + clipped(balance[len(balance) - 1] >> 1, 7)
-    return decide(bit, (inside, outside), 5, model, coder)
+    return decide(bit, (inside, outside), 2, model, coder)
 
 
 @inlined
@@ -232,7 +232,7 @@ def code_size(
     for b in range(layer.depth - 1, -1, -1):
         at = layer.size + node * 96
         slots = (at + of_kernel, at + of_sign, at + dense)
-        node = node * 2 + decide(size >> b & 1, slots, 6 + min(node, 15), model, coder)
+        node = node * 2 + decide(size >> b & 1, slots, 3, model, coder)
     return node - (1 << layer.depth)
 
 
