@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import itertools
 import json
 import os
 import re
@@ -92,7 +93,9 @@ def test_the_lock_is_hashed_and_names_no_index() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_everything_a_module_imports_is_a_declared_dependency(module: str) -> None:
-    declared = {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]}
+    extras = [texts for name, texts in project()["optional-dependencies"].items() if name != "dev"]
+    texts = [*project()["dependencies"], *itertools.chain.from_iterable(extras)]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
     used = {name.split(".")[0] for name in imported(module)} - set(sys.stdlib_module_names) - {"delib"}
     undeclared = {name for name in used if canonicalize_name(NAMES.get(name, name)) not in declared}
     assert not undeclared, f"delib/{module}.py imports {undeclared}, which pyproject.toml does not ask for"
