@@ -1,4 +1,4 @@
-"""Quantisers for arrays of weights and the lossless container; numpy only."""
+"""Quantisers for arrays of weights and the lossless container; no torch."""
 
 from delib.coding.container import DelibError, LevelTensor, encode
 from delib.coding.entropy import (

@@ -39,7 +39,7 @@ __all__ = [
 
 MAGIC = b"DELIB\x00\x02\n"
 DIGEST = 8  # bytes of the checksum: it guards against damage; whoever means harm can compute any
-COLUMN_BYTES = 48  # the walk's memory for each column
+COLUMN_BYTES = 96  # the most that the walk's memory takes for a column: counters, and the rows above
 
 
 def encode(tensors: Tensors) -> bytes:

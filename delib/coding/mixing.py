@@ -135,7 +135,7 @@ class Layer(NamedTuple):
     width: int  # weights in a row of a kernel
     depth: int  # bits of a size
     whole: int  # counters: 1 of the row, then [channels], then 32 · 32
-    zero: int  # 1 of the row, then [columns], [channels], 32 · 32, then [kernel · 16], or [32] if kernels are single
+    zero: int  # 1 of the row, then [columns], [channels], 32 · 32, then [kernel · 16], or [16] if kernels are single
     sign: int  # 7 · 9, then 15 · 15
     size: int  # [2^depth, 96]
     fresh: Small  # [2]: what `whole` and `zero` of a row are at its start
