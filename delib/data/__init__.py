@@ -4,11 +4,12 @@ from delib.data.classifiers import CLASSIFIERS, lenet5, lenet300, resnet, vgg
 from delib.data.download import DataUnavailable, FileSet
 from delib.data.export import export_onnx
 from delib.data.images import FASHION_CLASSES, Split, fashion_mnist, mnist
-from delib.data.own import hold_out, load_inputs, load_network
+from delib.data.own import digest, hold_out, load_inputs, load_network
 from delib.data.teachers import teacher
 
 __all__ = ["CLASSIFIERS", "FASHION_CLASSES", "DataUnavailable", "FileSet", "Split"]
 __all__ += [
+    "digest",
     "export_onnx",
     "fashion_mnist",
     "hold_out",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 import zipfile
@@ -98,6 +99,11 @@ def hold_out(inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if not 0 < count < len(inputs):
         raise ValueError(f"{count} of {len(inputs)} inputs cannot be held out; hold out at least one, and leave some")
     return inputs[:-count], inputs[-count:]
+
+
+def digest(inputs: Tensor) -> str:
+    """SHA-256 of the values, for a record."""
+    return hashlib.sha256(inputs.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _array(path: Path, name: str) -> Tensor:
