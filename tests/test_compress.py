@@ -1,6 +1,7 @@
 """A network shrunk by least squares alone; compensated rounding beats rounding to the nearest level."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -112,3 +113,21 @@ def test_zeroes_without_a_target_stay(net: nn.Sequential) -> None:
 def test_wrong_settings_are_named(settings: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         Compression(**settings)
+
+
+@pytest.mark.parametrize(("divergence", "prices"), [(None, (1e-6, 1e-5, 1e-4)), (mse, (1e-8, 1e-7, 1e-6))])
+def test_a_price_of_a_bit_trades_bytes_for_error(net: nn.Sequential, divergence: Any, prices: Any) -> None:
+    """What the file holds is what the network answers with."""
+    sizes, errors = [], []
+    for price in prices:
+        settings = Compression(multiplier=price)
+        student, levels = compress(net, INPUTS, {"2": 0.6}, settings, rounding=["0", "2", "5"], divergence=divergence)
+        held = finalize(student, levels).network(student)
+        for name, tensor in levels.items():
+            assert (weight_of(held.get_submodule(name)).numpy() == tensor.dense()).all()
+            assert torch.equal(weight_of(held.get_submodule(name)), weight_of(student.get_submodule(name)))
+        sizes.append(len(encode(levels)))
+        with torch.no_grad():
+            errors.append(float(mse(held(INPUTS), net(INPUTS))))
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert errors[0] < errors[1] < errors[2]

@@ -138,3 +138,9 @@ def test_curvatures_are_the_mean_second_derivatives() -> None:
         exact = 2 * squares.mean(1) / 200 / 4
         assert torch.corrcoef(torch.stack([found[name], exact]))[0, 1] > 0.9 or len(exact) < 5
         assert 0.6 < float(found[name].mean() / exact.mean()) < 1.6
+
+
+def test_levels_without_rates_are_no_beginning_for_levels_with_them() -> None:
+    teacher, _ = dense()
+    with pytest.raises(ValueError, match="begin without any"):
+        RateAwareQuantization(levels=FakeQuantization(2).tensors(teacher))

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from delib.coding.container import LevelTensor
 from delib.coding.quantize import row_scales
+from delib.coding.tensors import LevelTensor, index_type
 
 ROUNDS = 200  # of the iteration at most; it ends where a round lowers the cost by less than a millionth
 LEVELS = 31  # at most: with more, what is gained at a tenth of a bit a weight and above is below a thousandth
@@ -139,9 +139,7 @@ def as_tensor(indices: NDArray[np.integer], levels: NDArray[np.floating], scales
     codebook = np.delete(levels, zero).astype(np.float32)
     if not codebook.size:
         codebook = np.zeros(1, np.float32)
-    return LevelTensor(
-        mask, (own - (own > zero)).astype(np.uint8 if len(codebook) <= 256 else np.uint16), codebook, scales
-    )
+    return LevelTensor(mask, (own - (own > zero)).astype(index_type(len(codebook))), codebook, scales)
 
 
 def rate_distortion_bound(

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from delib.coding.container import LevelTensor
 from delib.coding.quantized import Quantized
+from delib.coding.tensors import LevelTensor, index_type
 
 Levels = NDArray[np.float32]
 # Survivors' values [n], number of levels -> levels in rising order, at most that many.
@@ -203,7 +203,7 @@ def with_levels(
     mask = weight != 0
     middles = (codebook[1:].astype(np.float64) + codebook[:-1]) / 2
     nearest = np.searchsorted(middles, _unscaled(weight, mask, scales))
-    return LevelTensor(mask, nearest.astype(np.uint8 if len(codebook) <= 256 else np.uint16), codebook, scales)
+    return LevelTensor(mask, nearest.astype(index_type(len(codebook))), codebook, scales)
 
 
 def row_scales(weight: NDArray[np.floating]) -> NDArray[np.float16]:

@@ -142,6 +142,11 @@ class RateAwareQuantization(FakeQuantization):
     again: Collection[int] = ()
     passes: int = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        if self.levels:
+            raise ValueError("rate-aware levels are placed with their rates; begin without any")
+        super().__post_init__()
+
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
         """Inside the block the weight layers hold quantised weights, afterwards their own again."""

@@ -21,7 +21,7 @@ from delib.nn.hooks import never_called
 from delib.nn.layers import copied, original, weight_layers, weight_of
 from delib.nn.solvers import bisect
 
-Zeros = Mapping[str, Sequence[int]]  # of each layer, by level
+Savings = Mapping[str, Sequence[int]]  # zeros, or bytes saved, of each layer, by level
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ def search_allocation(
     list of dict
         The start and every generation's parent, the winner last: the level of each layer.
     """
-    zeros = database.savings()
-    chance, parents = torch.Generator().manual_seed(seed), [greedy_allocation(zeros, database.costs(), budget)]
+    savings = database.savings()
+    chance, parents = torch.Generator().manual_seed(seed), [greedy_allocation(savings, database.costs(), budget)]
     measure = partial(_divergences, student, database, divergence)
     for _ in tqdm(range(search.generations), unit="generation", disable=in_batch()):
-        children = [level_switch(parents[-1], zeros, budget, chance) for _ in range(search.offspring)]
+        children = [level_switch(parents[-1], savings, budget, chance) for _ in range(search.offspring)]
         batches = growing_batches(inputs, teacher, search.batch, chance)
         rivals = [child for child in children if child != parents[-1]]
         while len(rivals) > 2:
@@ -159,49 +159,49 @@ def _divergences(
     return measured
 
 
-def greedy_allocation(zeros: Zeros, costs: Mapping[str, Sequence[float]], budget: int) -> Allocation:
-    """An allocation of at least ``budget`` zeros in all and of small total cost: the least cost per zero first.
+def greedy_allocation(savings: Savings, costs: Mapping[str, Sequence[float]], budget: int) -> Allocation:
+    """An allocation that saves at least ``budget`` in all, at small total cost: the least cost per zero or byte first.
 
-    ``zeros`` and ``costs`` give both for each layer and level. A layer may rise several levels at once, so that a level
-    that costs much does not hide a cheap one above it.
+    ``savings`` and ``costs`` give both for each layer and level. A layer may rise several levels at once, so that a
+    level that costs much does not hide a cheap one above it.
     """
-    levels = dict.fromkeys(zeros, 0)
-    while total(zeros, levels) < budget:
+    levels = dict.fromkeys(savings, 0)
+    while total(savings, levels) < budget:
         jumps = [
-            ((costs[name][to] - costs[name][now]) / (zeros[name][to] - zeros[name][now]), name, to)
+            ((costs[name][to] - costs[name][now]) / (savings[name][to] - savings[name][now]), name, to)
             for name, now in levels.items()
-            for to in range(now + 1, len(zeros[name]))
-            if zeros[name][to] > zeros[name][now]
+            for to in range(now + 1, len(savings[name]))
+            if savings[name][to] > savings[name][now]
         ]
         _, name, to = min(jumps)
         levels[name] = to
-    return _lowered(levels, zeros, budget, sorted(levels))
+    return _lowered(levels, savings, budget, sorted(levels))
 
 
-def level_switch(levels: Allocation, zeros: Zeros, budget: int, chance: torch.Generator) -> Allocation:
+def level_switch(levels: Allocation, savings: Savings, budget: int, chance: torch.Generator) -> Allocation:
     """A mutant: one to three random layers rise a level, then all others, in random order, fall as far as they may."""
     mutant = dict(levels)
     names = sorted(mutant)
     order = [names[i] for i in torch.randperm(len(names), generator=chance).tolist()]
     many = int(torch.randint(1, 4, (), generator=chance))
-    raised = [name for name in order if mutant[name] < len(zeros[name]) - 1][: min(many, max(1, len(names) - 1))]
+    raised = [name for name in order if mutant[name] < len(savings[name]) - 1][: min(many, max(1, len(names) - 1))]
     for name in raised:
         mutant[name] += 1
-    return _lowered(mutant, zeros, budget, [name for name in order if name not in raised])
+    return _lowered(mutant, savings, budget, [name for name in order if name not in raised])
 
 
-def _lowered(levels: Allocation, zeros: Zeros, budget: int, order: Sequence[str]) -> Allocation:
-    """Layers, in the given order, fall one level after the other while ``budget`` zeros remain."""
+def _lowered(levels: Allocation, savings: Savings, budget: int, order: Sequence[str]) -> Allocation:
+    """Layers, in the given order, fall one level after the other while ``budget`` is saved."""
     levels = dict(levels)
-    excess = total(zeros, levels) - budget
+    excess = total(savings, levels) - budget
     for name in order:
-        while levels[name] and (freed := zeros[name][levels[name]] - zeros[name][levels[name] - 1]) <= excess:
+        while levels[name] and (freed := savings[name][levels[name]] - savings[name][levels[name] - 1]) <= excess:
             levels[name] -= 1
             excess -= freed
     return levels
 
 
-def _trimmed(levels: Allocation, zeros: Zeros, sizes: Mapping[str, int], budget: int) -> dict[str, float]:
+def _trimmed(levels: Allocation, zeros: Savings, sizes: Mapping[str, int], budget: int) -> dict[str, float]:
     """The levels as sparsities, the largest layers lowered a little so that the zeros meet the budget to the weight."""
     counts = {name: zeros[name][level] for name, level in levels.items()}
     excess = sum(counts.values()) - budget

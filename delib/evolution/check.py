@@ -104,8 +104,8 @@ def _refuse_recurrent(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise ValueError(
-                f"layer {name!r}, a {type(module).__name__}, cannot be sparsified; name the layers that should be, by "
-                "a mapping of layer name to sparsity"
+                f"layer {name!r} of type {type(module).__name__} cannot be sparsified; name the layers that should be, "
+                "by a mapping of layer name to sparsity"
             )
 
 

@@ -24,7 +24,7 @@ LOOKED = 1000  # inputs that sensitivities are measured on
 @dataclass(frozen=True)
 class RateEntry:
     """One layer at one price of a bit: its ``levels``, its ``matrix`` [rows, k] with them, bias last, the ``bytes`` of
-    its file, and the ``cost``, the divergence per input that the entry alone causes, to second order."""
+    its file, and the ``cost``: the divergence per input that its outputs' error causes, to second order."""
 
     multiplier: float
     levels: LevelTensor
@@ -47,7 +47,8 @@ class RateDatabase(dict[str, list[RateEntry]]):
         multipliers: Sequence[float],
         divergence: Divergence,
     ) -> RateDatabase:
-        """The layers in ``sparsities``, in the network's order, at every one of ``multipliers`` (divergence per bit).
+        """The layers in ``sparsities``, in the network's order, at every one of the rising
+        ``multipliers`` (divergence per bit).
 
         Each starts from the support that ADMM finds at its sparsity, reconstructed, and moves it as the rates demand
         (see ``quantize_rate_aware``). Its inputs are those that the layers before deliver at the middle multiplier, so
