@@ -487,7 +487,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_are_refused_by_name_unless_others_are_named(kind: type[nn.Module]) -> None:
     network, x = Recurrent(kind).eval(), inputs_of(30, 4, 8)
-    with pytest.raises(ValueError, match=f"'memory', a {kind.__name__}"):
+    with pytest.raises(ValueError, match=f"'memory' of type {kind.__name__}"):
         evolve(network, x, 0.5, QUICK)
     student = evolve(network, x, {"head": 0.5}, QUICK).student
     assert sparsity(student, {"head": student.head}) == 0.5
