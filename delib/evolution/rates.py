@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from delib.coding.container import LevelTensor, encode
 from delib.evolution.database import Allocation
 from delib.layerwise.admm import admm
+from delib.layerwise.compress import layer_sensitivities
 from delib.layerwise.rate_aware import quantize_rate_aware
 from delib.layerwise.reconstruct import moments, reconstruct
 from delib.nn.divergence import Divergence
 from delib.nn.layers import copied, matrix_of, put_matrix, weight_layers, weight_of
-from delib.nn.sensitivity import sensitivity
 
 ITERATIONS = 75  # of ADMM: rates move the support anyway
-LOOKED = 1000  # inputs that sensitivities are measured on
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,14 @@ class RateDatabase(dict[str, list[RateEntry]]):
         (see ``quantize_rate_aware``). Its inputs are those that the layers before deliver at the middle multiplier, so
         that it also corrects their errors; an allocation far from that is corrected less well.
         """
-        database, looked, student = cls(), inputs[:LOOKED], copied(teacher)
-        for name in [name for name in weight_layers(teacher) if name in sparsities]:
+        database, student = cls(), copied(teacher)
+        layers = {name: layer for name, layer in weight_layers(teacher).items() if name in sparsities}
+        sensitive = layer_sensitivities(teacher, layers, inputs, divergence)
+        for name in layers:
             layer = student.get_submodule(name)
             matrix, size = matrix_of(layer), weight_of(layer).numel()
             sums = moments(student, teacher, name, inputs)
-            weights = sensitivity(teacher, teacher.get_submodule(name), looked, divergence) * len(looked) / 2
+            weights = sensitive[name] / 2  # of a quadratic function's curvature is its value
             survivors = size - round(sparsities[name] * size)
             support, _ = admm(sums, matrix, survivors, weights, iterations=ITERATIONS)
             start, entries = reconstruct(sums, support, matrix), []

@@ -134,7 +134,7 @@ def compress(
     parts = inputs.split(settings.batch)
     positions = None if position_weights is None else torch.cat([position_weights(teacher(part)) for part in parts])
     weighted = {n: layers[n] for n in names if targets.get(n) or settings.multiplier}
-    sensitive = _sensitivities(teacher, weighted, inputs, divergence)
+    sensitive = layer_sensitivities(teacher, weighted, inputs, divergence)
     for name in tqdm(names, unit="layer", disable=in_batch()):
         layer = student.get_submodule(name)
         sums = moments(
@@ -149,10 +149,11 @@ def compress(
     return student, levels
 
 
-def _sensitivities(
+def layer_sensitivities(
     teacher: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor, divergence: Divergence | None
 ) -> dict[str, Tensor]:
-    """The sensitivity of each layer's outputs per input, [rows] by layer: empty without a divergence."""
+    """How strongly one input's divergence reacts to each output of the layers, [rows] by layer (see
+    ``nn.sensitivities``): the mean over the first ``LOOKED`` inputs; empty without a divergence."""
     if divergence is None or not layers:
         return {}
     parts = inputs[:LOOKED].split(8)  # gradients take much memory

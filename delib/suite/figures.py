@@ -169,7 +169,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], y: str, *, highlight: str = 
         words = names if single else list(groups)
         crowded = sum(map(len, words)) + 2 * len(words) > LABELS
         angle = 0 if not crowded else 30 if len(words) <= TILTED else 90
-        axis.set_xticks(range(len(words)), words, rotation=angle, ha="right" if crowded else "center")
+        axis.set_xticks(range(len(words)), words, rotation=angle, ha="right" if angle == 30 else "center")
         axis.set_ylabel(y)
         axis.grid(axis="x", visible=False)
         if percent:
