@@ -1,6 +1,7 @@
 """Fake quantisation equals quantisation, in any order of memory; levels stay where they were placed."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from delib.coding import encode, quantize_weight
 from delib.distillation import FakeQuantization, Objective, RateAwareQuantization, Recipe, distill
 from delib.layerwise import Compression, compress, finalize, quantize
-from delib.nn import mse, weight_curvatures, weight_layers, weight_of
+from delib.nn import curvatures, mse, weight_layers, weight_of, weights_and_biases
 
 
 @pytest.fixture
@@ -107,14 +108,14 @@ def distilled(during: FakeQuantization) -> tuple[float, int]:
 def test_rates_in_the_loop_take_fewer_bytes_at_the_same_error() -> None:
     most, size = distilled(FakeQuantization(2))
     teacher, inputs = dense()
-    bends = weight_curvatures(teacher, weight_layers(teacher), inputs[:500], mse)
+    bends = curvatures(teacher, weight_layers(teacher), inputs[:500], mse)
     error, rated = distilled(RateAwareQuantization(5, multiplier=3e-7, curvatures=bends))
     assert error < most and rated < size, (most, size, error, rated)
 
 
 def test_survivors_die_and_come_back_with_the_rates() -> None:
     teacher, inputs = dense()
-    bends = weight_curvatures(teacher, weight_layers(teacher), inputs[:500], mse)
+    bends = curvatures(teacher, weight_layers(teacher), inputs[:500], mse)
     rated = RateAwareQuantization(4, multiplier=1e-6, curvatures=bends, again=(1,))
     with rated.applied(teacher):
         few = int((teacher[2].weight != 0).sum())
@@ -125,19 +126,44 @@ def test_survivors_die_and_come_back_with_the_rates() -> None:
     assert bool((teacher[2].weight != 0).all())
 
 
-def test_curvatures_are_the_mean_second_derivatives() -> None:
-    teacher, inputs = dense()
-    layers = weight_layers(teacher)
-    found = weight_curvatures(teacher, layers, inputs, mse)
-    for name, layer in layers.items():
+def convolutional() -> tuple[nn.Module, torch.Tensor]:
+    """A convolution whose weights act at 64 positions that are added up, on inputs that are all positive."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)).eval()
+    return network, torch.rand(400, 2, 10, 10)
+
+
+@pytest.mark.parametrize("made", [dense, convolutional])
+def test_curvatures_are_the_mean_second_derivatives(made: Callable[[], tuple[nn.Module, torch.Tensor]]) -> None:
+    teacher, inputs = made()
+    held = weights_and_biases(teacher)
+    found = curvatures(teacher, held, inputs[:400], mse)
+    parameters = dict(teacher.named_parameters())
+    for name, weight in held.items():
         # Of mse, the Hessian is exactly the mean of 2 (∂answer/∂w)² over inputs and answers.
-        squares = torch.zeros_like(weight_of(layer))
+        squares = torch.zeros_like(weight)
+        own = parameters[name if name in parameters else f"{name}.weight"]
         for x in inputs[:200]:
-            for answer in teacher(x):
-                squares += torch.autograd.grad(answer, layer.weight, retain_graph=True)[0].square()
-        exact = 2 * squares.mean(1) / 200 / 4
-        assert torch.corrcoef(torch.stack([found[name], exact]))[0, 1] > 0.9 or len(exact) < 5
-        assert 0.6 < float(found[name].mean() / exact.mean()) < 1.6
+            for answer in teacher(x[None])[0]:
+                squares += torch.autograd.grad(answer, own, retain_graph=True)[0].square()
+        exact = 2 * squares.view(len(weight), -1).mean(1) / 200 / 4
+        assert torch.corrcoef(torch.stack([found[name], exact.double()]))[0, 1] > 0.9 or len(exact) < 6
+        assert 0.8 < float(found[name].mean() / exact.mean()) < 1.25, name
+
+
+def test_biases_may_have_levels_too() -> None:
+    teacher, inputs = dense()
+    bends = curvatures(teacher, weights_and_biases(teacher), inputs[:500], mse)
+    for during in (
+        FakeQuantization(2, biases=True),
+        RateAwareQuantization(2, multiplier=1e-6, curvatures=bends, biases=True, scaled=False),
+    ):
+        held = during.tensors(teacher)
+        assert set(held) == set(weights_and_biases(teacher))
+        network = finalize(teacher, held).network(teacher)
+        with during.applied(teacher):
+            assert torch.equal(network(inputs[:9]), teacher(inputs[:9]))
+        assert len(network[0].bias.unique()) <= 5
 
 
 def test_levels_without_rates_are_no_beginning_for_levels_with_them() -> None:

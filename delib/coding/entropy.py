@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from delib.coding.quantize import row_scales
+from delib.coding.quantize import kmeans_levels, row_scales
 from delib.coding.tensors import LevelTensor, index_type
 
 ROUNDS = 200  # of the iteration at most; it ends where a round lowers the cost by less than a millionth
@@ -28,7 +28,7 @@ def entropy_constrained(values: NDArray[np.floating], multiplier: float, count: 
 
     In turns every value takes its cheapest level, levels but zero become the means of their values, bits become
     -log2 of their shares, and levels that nobody takes go. It starts from steps of √(6 multiplier / ln 2), which are
-    optimal for small ones (Gish and Pierce 1968), at most ``count`` of them.
+    optimal for small ones (Gish and Pierce 1968); where more than ``count`` of them would be needed, from k-means.
 
     Parameters
     ----------
@@ -59,6 +59,9 @@ def entropy_constrained(values: NDArray[np.floating], multiplier: float, count: 
         means = np.diff(sums[edges]) / np.maximum(sizes, 1)
         levels = np.where(levels == 0, 0.0, means)[kept]
         shares = np.maximum(sizes[kept], 0.5) / len(ordered)  # half a value: so that zero can come back
+        if not (levels == 0).any():
+            place = int(np.searchsorted(levels, 0))
+            levels, shares = np.insert(levels, place, 0.0), np.insert(shares, place, 0.5 / len(ordered))
         rated = Rated(levels, -np.log2(shares))
         before, cost = cost, squares - float(shares @ levels**2) + multiplier * float(shares @ rated.bits)
         if before - cost < 1e-6 * abs(cost):
@@ -67,11 +70,14 @@ def entropy_constrained(values: NDArray[np.floating], multiplier: float, count: 
 
 
 def _start(ordered: NDArray[np.float64], multiplier: float, count: int) -> Rated:
-    """Equally spaced levels through zero that cover the values as far as ``count`` reaches, with their bits."""
+    """Equally spaced levels through zero that cover the values, or k-means' if that takes too many; with their bits."""
     step = math.sqrt(6 * multiplier / math.log(2))
-    low, high = math.floor(ordered[0] / step + 0.5), math.floor(ordered[-1] / step + 0.5)
-    low, high = max(min(low, 0), -(count // 2)), min(max(high, 0), (count - 1) // 2)
-    levels = step * np.arange(low, high + 1)
+    low, high = min(round(ordered[0] / step), 0), max(round(ordered[-1] / step), 0)
+    if high - low < count:
+        levels = step * np.arange(low, high + 1)
+    else:
+        others = kmeans_levels(ordered[ordered != 0].astype(np.float32), max(count - 1, 1)).astype(np.float64)
+        levels = np.unique(np.append(others, 0.0))
     edges = np.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
     sizes = np.diff(np.concatenate([[0], edges, [len(ordered)]]))
     return Rated(levels, -np.log2(np.maximum(sizes, 0.5) / len(ordered)))

@@ -48,8 +48,8 @@ class Quantized(dict[str, "NDArray[Any] | LevelTensor"]):
 
     @property
     def sparsity(self) -> float:
-        """Zeros among the weights of the quantised layers."""
-        weights = [tensor.dense() for tensor in self._stored() if isinstance(tensor, LevelTensor)]
+        """Zeros among the weights of the quantised layers, biases left out."""
+        weights = [t.dense() for t in self._stored() if isinstance(t, LevelTensor) and t.mask.ndim > 1]
         return 1 - sum(np.count_nonzero(w) for w in weights) / sum(w.size for w in weights)
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from delib.coding.container import LevelTensor
 from delib.coding.entropy import as_tensor, cuts_of, entropy_constrained
 from delib.coding.quantize import PLACEMENTS, as_scales, quantize_weight, with_levels
-from delib.nn.layers import stored, weight_layers, weight_of
+from delib.nn.layers import stored, weights_and_biases
 
 
 class _Code(NamedTuple):
@@ -45,12 +45,14 @@ class FakeQuantization:
 
     Levels and scales are fixed when first applied, or given in ``levels`` by layer; each pass takes the nearest levels.
     The trained student must be stored with these, which ``tensors`` returns: with levels placed anew its training would
-    be lost. Layers in ``fixed`` are left as they are.
+    be lost. Layers in ``fixed`` are left as they are, and so are biases unless they are to have levels as well
+    (``biases``), named as in ``nn.weights_and_biases``: in a file of a few kilobytes they are a quarter.
     """
 
     bits: int | Mapping[str, int] = 4
     method: str = "kmeans"
     scaled: bool = True
+    biases: bool = False
     fixed: Collection[str] = ()
     levels: Mapping[str, LevelTensor] = field(default_factory=dict)
 
@@ -65,7 +67,7 @@ class FakeQuantization:
         own = {name: memory[grid.places] for name, (memory, grid) in grids.items()}
         for name, (memory, grid) in grids.items():
             nearest = torch.bucketize((own[name] / grid.scales).double(), grid.cuts)
-            memory[grid.places] = grid.codebook[nearest] * grid.scales
+            memory[grid.places] = grid.codebook[nearest] * grid.scales * (own[name] != 0)
         try:
             yield
         finally:
@@ -81,7 +83,8 @@ class FakeQuantization:
         return found
 
     def _weights(self, network: nn.Module) -> dict[str, Tensor]:
-        return {name: weight_of(layer) for name, layer in weight_layers(network).items() if name not in self.fixed}
+        held = weights_and_biases(network)
+        return {name: w for name, w in held.items() if name not in self.fixed and (self.biases or w.dim() > 1)}
 
     def _code(self, name: str, weight: Tensor) -> _Code:
         """A layer's levels and scales, placed when first asked for."""
@@ -91,14 +94,16 @@ class FakeQuantization:
 
     def _placed(self, name: str, weight: Tensor) -> _Code:
         bits = self.bits if isinstance(self.bits, int) else self.bits[name]
-        placed = quantize_weight(weight.cpu().numpy(), bits, PLACEMENTS[self.method], scaled=self.scaled)
+        scaled = self.scaled and weight.dim() > 1
+        placed = quantize_weight(weight.cpu().numpy(), bits, PLACEMENTS[self.method], scaled=scaled)
         return _nearest(placed.codebook, placed.scales)
 
     def _grid(self, name: str, weight: Tensor) -> _Grid:
         layout = weight.stride(), weight.device
         if name not in self._grids or self._grids[name].layout != layout:
             code = self._code(name, weight)
-            codebook, places = torch.from_numpy(code.levels).to(weight.device), stored(weight).nonzero()[:, 0]
+            codebook, memory = torch.from_numpy(code.levels).to(weight.device), stored(weight)
+            places = memory.nonzero()[:, 0] if weight.dim() > 1 else torch.arange(len(memory), device=weight.device)
             rows = torch.from_numpy(np.ones(len(weight)) if code.scales is None else code.scales).to(weight)
             spread = torch.empty_like(weight).copy_(rows.view(-1, *[1] * (weight.dim() - 1)))
             cuts = torch.from_numpy(code.cuts).to(weight.device)
@@ -132,9 +137,9 @@ class RateAwareQuantization(FakeQuantization):
     Zero is a level like any other, so survivors may die and come back while the student is trained. Levels and rates
     are placed (see ``coding.entropy_constrained``) at the first pass and again at each in ``again``, for the weights as
     they are by then; the passes after the last settle on them. A bit is worth ``multiplier`` of the divergence, of
-    which ``curvatures`` (by layer, [rows]; see ``nn.weight_curvatures``) are the second derivatives by a weight of each
-    output; without these, of the weights' squared error. The scales make steps of equal effect in all outputs. At most
-    2**``bits`` levels beside zero.
+    which ``curvatures`` ([rows] by name; see ``nn.curvatures``) are the second derivatives by a weight of each output;
+    without these, of the weights' squared error. With ``scaled``, steps have equal effect in all outputs of a layer.
+    At most 2**``bits`` levels beside zero.
     """
 
     multiplier: float = 1e-6
@@ -161,12 +166,11 @@ class RateAwareQuantization(FakeQuantization):
         bits = self.bits if isinstance(self.bits, int) else self.bits[name]
         given = self.curvatures.get(name, torch.full((len(weight),), 2.0))
         bend = np.maximum(given.double().cpu().numpy(), np.finfo(np.float32).tiny)
-        scales = as_scales(bend**-0.5)
-        spread = scales.astype(np.float64)
+        scales = as_scales(bend**-0.5) if self.scaled and weight.dim() > 1 else None
+        spread = np.ones(len(weight)) if scales is None else scales.astype(np.float64)
         price = self.multiplier / float((bend / 2 * spread**2).mean())
         values = weight.double().cpu().numpy().reshape(len(weight), -1) / spread[:, None]
-        rated = entropy_constrained(values, price, 2**bits + 1)
-        levels, cuts = cuts_of(rated, price)
+        levels, cuts = cuts_of(entropy_constrained(values, price, 2**bits + 1), price)
         return _Code(levels.astype(np.float32), cuts, scales)
 
     def tensors(self, network: nn.Module) -> dict[str, LevelTensor]:

@@ -7,7 +7,7 @@ it also corrects their errors. No gradients, no labels; see ``reconstruct`` and 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -46,26 +46,35 @@ class Compression:
     """The settings of ``compress``; the defaults are YOLOv3-tiny's.
 
     ``bits`` per survivor of rounded layers; with a ``multiplier`` above 0 these are quantised rate-aware instead (see
-    ``quantize_rate_aware``), and it is the divergence, where one is given, that a bit is worth. ``batch`` inputs are
-    run at a time. ``ridge`` damps the Gram matrices (see ``reconstruct``). A layer is fitted to ``enough`` vectors:
-    2**18 are 57 for each weight of YOLOv3-tiny's longest row. ``iterations`` of ADMM: there more than 75 no longer
-    lower the error, and the largest layer takes 1 s for each.
+    ``quantize_rate_aware``), and it is the divergence, where one is given, that a bit is worth. Both may differ by
+    layer (mappings by layer name). ``batch`` inputs are run at a time. ``ridge`` damps the Gram matrices (see
+    ``reconstruct``). A layer is fitted to ``enough`` vectors: 2**18 are 57 for each weight of YOLOv3-tiny's longest
+    row. ``iterations`` of ADMM: there more than 75 no longer lower the error, and the largest layer takes 1 s for each.
     """
 
-    bits: int = 4
-    multiplier: float = 0.0
+    bits: int | Mapping[str, int] = 4
+    multiplier: float | Mapping[str, float] = 0.0
     batch: int = 16
     ridge: float = RIDGE
     enough: int = 1 << 18
     iterations: int = 75
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 16:
-            raise ValueError(f"bits per survivor must lie in 1..16, got {self.bits}")
-        if min(self.batch, self.enough) < 1 or min(self.ridge, self.iterations, self.multiplier) < 0:
+        for bits in self.bits.values() if isinstance(self.bits, Mapping) else [self.bits]:
+            if not 1 <= bits <= 16:
+                raise ValueError(f"bits per survivor must lie in 1..16, got {bits}")
+        prices = self.multiplier.values() if isinstance(self.multiplier, Mapping) else [self.multiplier]
+        if min(self.batch, self.enough) < 1 or min(self.ridge, self.iterations, *prices) < 0:
             raise ValueError(
                 f"batch and enough must be at least 1, ridge, iterations and multiplier at least 0, got {self}"
             )
+
+    def of(self, name: str) -> Compression:
+        """The settings of one layer. Raises ValueError if bits or multiplier differ by layer and lack it."""
+        own = {key: value for key, value in vars(self).items() if isinstance(value, Mapping)}
+        if lacking := [key for key, values in own.items() if name not in values]:
+            raise ValueError(f"no {lacking[0]} is given for layer {name!r}")
+        return replace(self, **{key: values[name] for key, values in own.items()})
 
 
 class Problem(NamedTuple):
@@ -122,12 +131,13 @@ def compress(
     Raises
     ------
     ValueError
-        On a layer that the network lacks.
+        On a layer that the network lacks, or that settings which differ by layer leave out.
     """
     teacher = original(teacher)
     layers = weight_layers(teacher)
     if unknown := sorted({*targets, *rounding} - set(layers)):
         raise ValueError(f"the network has no weight layer {unknown[0]!r}; it has {', '.join(layers)}")
+    own = {name: settings.of(name) for name in rounding}
     student = copied(teacher)
     levels: dict[str, LevelTensor] = {}
     names = [name for name in layers if name in targets or name in rounding]
@@ -145,7 +155,7 @@ def compress(
         if watch is not None and name in targets and name not in rounding:
             watch(name, problem)
         if name in rounding:
-            levels[name] = _round(layer, sums, sensitive.get(name), settings)
+            levels[name] = _round(layer, sums, sensitive.get(name), own[name])
     return student, levels
 
 
@@ -181,6 +191,7 @@ def _solve(
 def _round(layer: nn.Module, sums: Moments, sensitivity: Tensor | None, settings: Compression) -> LevelTensor:
     """Rounding in place; returns the weight as levels, bit for bit what the layer then holds."""
     weight, matrix = weight_of(layer), matrix_of(layer)
+    assert not isinstance(settings.bits, Mapping) and not isinstance(settings.multiplier, Mapping)
     if settings.multiplier:
         half = None if sensitivity is None else sensitivity / 2  # of a quadratic function's curvature is its value
         levels, rounded = quantize_rate_aware(sums, matrix, settings.multiplier, half, ridge=settings.ridge)
@@ -197,9 +208,9 @@ def _round(layer: nn.Module, sums: Moments, sensitivity: Tensor | None, settings
 def finalize(network: nn.Module, levels: Mapping[str, LevelTensor], bits: int = 4) -> Quantized:
     """The network as it goes into its file: quantised with one scale per output, biases and norms in half precision.
 
-    Layers that have ``levels`` already keep them. Other matrices of parameters, such as embeddings, get 2**8 levels. On
-    the networks here float16 biases and norms change no output by more than the weights' rounding does; what float16
-    cannot hold stays float32, as do running variances and means: where norms are folded they are constants.
+    Layers and biases that have ``levels`` already keep them. Other matrices of parameters, such as embeddings, get 2**8
+    levels. On the networks here float16 biases and norms change no output by more than the weights' rounding does; what
+    float16 cannot hold stays float32, as do running variances and means: where norms are folded they are constants.
     """
     keys = weight_keys(network)
     own, parameters = own_tensors(network), {name for name, _ in network.named_parameters()}
@@ -208,8 +219,8 @@ def finalize(network: nn.Module, levels: Mapping[str, LevelTensor], bits: int = 
     wanted = dict.fromkeys(keys.values(), bits) | dict.fromkeys(matrices, MATRIX_BITS)
     quantized = quantize_tensors(network.state_dict(), wanted, scaled=True)
     for name, tensor in levels.items():
-        quantized.replace(keys[name], tensor)
-    for name in others.keys() - matrices:
+        quantized.replace(keys.get(name, name), tensor)
+    for name in others.keys() - matrices - levels.keys():
         if others[name].abs().max() < torch.finfo(torch.float16).max:
             quantized.replace(name, others[name].half().cpu().numpy())
     return quantized

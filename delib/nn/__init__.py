@@ -21,9 +21,10 @@ from delib.nn.layers import (
     weight_layers,
     weight_of,
     weight_to_matrix,
+    weights_and_biases,
     with_bias,
 )
-from delib.nn.sensitivity import sensitivities, sensitivity, weight_curvatures
+from delib.nn.sensitivity import curvatures, sensitivities, sensitivity
 from delib.nn.solvers import bisect, conjugate_gradients
 from delib.nn.trace import Call, Trace, agree, forwards_replaced, mapped, tensors_in
 
@@ -40,6 +41,7 @@ __all__ = [
     "channels_last",
     "conjugate_gradients",
     "copied",
+    "curvatures",
     "end",
     "fastest_device",
     "fastest_precision",
@@ -71,9 +73,9 @@ __all__ = [
     "up_to",
     "watched",
     "watched_calls",
-    "weight_curvatures",
     "weight_layers",
     "weight_of",
     "weight_to_matrix",
+    "weights_and_biases",
     "with_bias",
 ]

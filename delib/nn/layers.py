@@ -115,6 +115,15 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight.detach()
 
 
+def weights_and_biases(network: nn.Module) -> dict[str, Tensor]:
+    """The weights of the weight layers, by layer name, and the biases of these, by parameter name."""
+    layers = weight_layers(network)
+    biases = {f"{name}.bias".lstrip("."): layer.bias for name, layer in layers.items()}
+    return {name: weight_of(layer) for name, layer in layers.items()} | {
+        name: bias.detach() for name, bias in biases.items() if isinstance(bias, Tensor)
+    }
+
+
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable values: weights and biases."""
     return sum(p.numel() for p in network.parameters())

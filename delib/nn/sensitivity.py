@@ -13,6 +13,8 @@ from delib.nn.divergence import Divergence
 from delib.nn.hooks import Passed, watched_calls
 from delib.nn.trace import mapped, tensors_in
 
+UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}  # of autograd: unused means a slope of zero
+
 
 def sensitivity(network: nn.Module, layer: nn.Module, inputs: Tensor, divergence: Divergence, seed: int = 0) -> Tensor:
     """The mean over inputs, positions and calls of ∂²divergence/∂z², for each output channel z of a layer: [rows].
@@ -49,11 +51,9 @@ def sensitivities(
     if lacking := [name for name, layer in layers.items() if layer not in called]:
         raise ValueError(f"the network's forward pass never calls layer {min(lacking)!r}")
     chance = torch.Generator().manual_seed(seed)
-    curvatures = _output_curvature(answer, divergence, chance)
-    reached = [(t, h.sqrt() * _signs(h, chance)) for t, h in zip(_floats(answer), curvatures) if t.requires_grad]
-    answers, roots = zip(*reached, strict=True)
+    answers, roots = _rooted(answer, divergence, chance)
     outputs = [call.output for call in calls]
-    slopes = torch.autograd.grad(answers, outputs, roots, allow_unused=True, materialize_grads=True)
+    slopes = torch.autograd.grad(answers, outputs, roots, **UNUSED)
     squares = [(call.module, _rows(call.module, slope.square())) for call, slope in zip(calls, slopes, strict=True)]
     return {
         name: _bounded(torch.stack([rows for module, rows in squares if module is layer]).mean(0))
@@ -61,26 +61,27 @@ def sensitivities(
     }
 
 
-def weight_curvatures(
-    network: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor, divergence: Divergence, seed: int = 0
+def curvatures(
+    network: nn.Module, names: Iterable[str], inputs: Tensor, divergence: Divergence, seed: int = 0
 ) -> dict[str, Tensor]:
-    """The mean over a row's weights of the divergence's second derivatives by them, [rows] by layer name.
+    """The divergence's second derivatives by the weights of layers or by biases, named as in ``weights_and_biases``:
+    their mean over a row's weights, [rows].
 
-    The sensitivity of the row's outputs, of one input's divergence, times the squared inputs that the layer's weights
-    meet, summed over positions and averaged over inputs and channels: both are taken as independent, and padding as met
-    like the rest.
+    Of one input's divergence, averaged over ``inputs``: the Gauss-Newton matrix's diagonal, estimated as in
+    ``sensitivities`` but sent back to the parameters themselves, input by input. A weight of a convolution acts at all
+    positions at once, so what it does at each may add up. Bounded as there; all alike where a layer is never called.
     """
-    found = sensitivities(network, layers, inputs, divergence, seed)
-    with torch.no_grad(), watched_calls(layers.values()) as calls:
-        network(inputs)
-    for name, layer in layers.items():
-        met = 0.0
-        for call in calls:
-            if call.module is layer:
-                channels = call.output.shape[-1 if isinstance(layer, nn.Linear) else 1]
-                met += float(call.input.square().mean()) * call.output.numel() / channels / len(inputs)
-        found[name] = found[name] * len(inputs) * met
-    return found
+    chance = torch.Generator().manual_seed(seed)
+    modules, own = dict(network.named_modules()), dict(network.named_parameters(remove_duplicate=False))
+    parameters = {name: own[f"{name}.weight".lstrip(".") if name in modules else name] for name in names}
+    sums = [torch.zeros(len(p), dtype=torch.float64, device=p.device) for p in parameters.values()]
+    for part in inputs.split(1):
+        with torch.enable_grad(), _differentiable(network):
+            answers, roots = _rooted(network(part), divergence, chance)
+            slopes = torch.autograd.grad(answers, list(parameters.values()), roots, **UNUSED)
+        for total, slope in zip(sums, slopes, strict=True):
+            total += slope.double().square().view(len(total), -1).mean(1)
+    return {name: _bounded(total / len(inputs)) for name, total in zip(parameters, sums, strict=True)}
 
 
 def _forward(network: nn.Module, layers: Iterable[nn.Module], inputs: Tensor) -> tuple[Any, list[Passed]]:
@@ -109,13 +110,12 @@ def _floats(answer: Any) -> list[Tensor]:
 
 def _curvature(diverged: Tensor, variables: list[Tensor], chance: torch.Generator) -> list[Tensor]:
     """An estimate of the diagonal of ∂²diverged/∂variables², in the variables' shapes: v·(H v) with random signs v."""
-    anyway: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-    slopes = torch.autograd.grad(diverged, variables, create_graph=True, **anyway)
+    slopes = torch.autograd.grad(diverged, variables, create_graph=True, **UNUSED)
     signs = [_signs(variable, chance) for variable in variables]
     curved = [(slope, v) for slope, v in zip(slopes, signs, strict=True) if slope.requires_grad]
     if not curved:
         return [torch.zeros_like(variable) for variable in variables]
-    bent = torch.autograd.grad([slope for slope, _ in curved], variables, [v for _, v in curved], **anyway)
+    bent = torch.autograd.grad([slope for slope, _ in curved], variables, [v for _, v in curved], **UNUSED)
     return [v * hv for v, hv in zip(signs, bent, strict=True)]
 
 
@@ -125,6 +125,13 @@ def _output_curvature(answer: Any, divergence: Divergence, chance: torch.Generat
     with torch.enable_grad():
         ours = mapped(goal, lambda t: t.clone().requires_grad_() if t.is_floating_point() else t)
         return [curvature.clamp_min(0) for curvature in _curvature(divergence(ours, goal), _floats(ours), chance)]
+
+
+def _rooted(answer: Any, divergence: Divergence, chance: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+    """Those of a network's outputs that depend on its parameters, and for each √H u, with random signs u."""
+    curvatures = _output_curvature(answer, divergence, chance)
+    reached = [(t, h.sqrt() * _signs(h, chance)) for t, h in zip(_floats(answer), curvatures) if t.requires_grad]
+    return [t for t, _ in reached], [root for _, root in reached]
 
 
 def _signs(like: Tensor, chance: torch.Generator) -> Tensor:

@@ -94,16 +94,23 @@ def _tiles(count: int, columns: int, width: float, height: float, margin: float 
 
 
 def maps(
-    panels: Mapping[str, Array], label: str, *, columns: int = 10, colours: str = "viridis", centred: bool = False
+    panels: Mapping[str, Array],
+    label: str,
+    *,
+    columns: int = 10,
+    colours: str = "viridis",
+    centred: bool = False,
+    tile: tuple[float, float] = (1.15, 1.35),
 ) -> Figure:
-    """Small images side by side, one a title, on one colour scale whose bar says what ``label`` is measured in.
+    """Images side by side, one a title, on one colour scale whose bar says what ``label`` is measured in.
 
-    ``panels`` maps titles to arrays [height, width]. ``centred`` puts zero at the middle of the scale.
+    ``panels`` maps titles to arrays [height, width], each shown in a ``tile`` of that many inches. ``centred`` puts
+    zero at the middle of the scale.
     """
     values = np.stack([np.asarray(panel, float) for panel in panels.values()])
     high = np.nanmax(np.abs(values)) if centred else np.nanmax(values)
     with plt.rc_context(STYLE):
-        figure, places = _tiles(len(panels), columns, 1.15, 1.35, margin=1.2)
+        figure, places = _tiles(len(panels), columns, *tile, margin=1.2)
         for axis, title, panel in zip(places, panels, values, strict=False):
             shown = axis.imshow(panel, cmap=colours, vmin=-high if centred else 0, vmax=high)
             axis.set_title(title, fontsize=12, loc="center")
