@@ -6,7 +6,7 @@ from delib.distillation.distill import distill
 from delib.distillation.fake_quantize import FakeQuantization, RateAwareQuantization
 from delib.distillation.gauss_newton import gauss_newton
 from delib.distillation.pruning import GradualPruning
-from delib.distillation.recipe import Objective, Recipe
+from delib.distillation.recipe import Objective, Recipe, softened
 
 __all__ = ["RECIPES", "FakeQuantization", "GradualPruning", "Objective", "RateAwareQuantization", "Recipe"]
-__all__ += ["compress", "cost", "distill", "gauss_newton", "pruned_to", "stages"]
+__all__ += ["compress", "cost", "distill", "gauss_newton", "pruned_to", "softened", "stages"]
