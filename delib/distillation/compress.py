@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from delib.coding.quantized import Quantized
 from delib.distillation.distill import distill
-from delib.distillation.fake_quantize import FakeQuantization
+from delib.distillation.fake_quantize import rate_aware
 from delib.distillation.pruning import GradualPruning
 from delib.distillation.recipe import Objective, Recipe
 from delib.evolution.check import checked_goals, first_answer
@@ -28,6 +28,8 @@ RECIPES = {
     "thorough": replace(STANDARD, steps=20000, average=0.995),
 }
 
+LOOKED = 256  # inputs that curvatures are measured on, one backward pass each
+
 
 def compress(
     network: nn.Module,
@@ -37,13 +39,15 @@ def compress(
     *,
     recipe: Recipe | str = "standard",
     objective: Objective = Objective(),  # noqa: B008 (frozen)
+    multiplier: float | None = None,
     seed: int = 0,
 ) -> Quantized:
     """Compress a trained network, without labels, into what ``save`` writes and the network itself can load.
 
     Batch norms are folded into their layers. Then a student is distilled from the network while cycles of evolution
-    zero candidate sets across all layers (see ``GradualPruning``), and for some steps more with its weights at their
-    levels (see ``FakeQuantization``). At the end the norms are there again, without effect.
+    zero candidate sets across all layers (see ``GradualPruning``), and for some steps more with its weights at levels
+    of least error and bits (see ``rate_aware``), where further weights may die. At the end the norms are there again,
+    without effect.
 
     Parameters
     ----------
@@ -53,7 +57,7 @@ def compress(
     inputs : Tensor [n, ...]
         What the network is meant for, a thousand or more; the student learns from nothing else.
     sparsity : float
-        Share of the weights of these layers that is zero. How sparse each layer becomes, comes out.
+        Share of the weights of these layers that is zero at least. How sparse each layer becomes, comes out.
     bits : int
         Bits per survivor: at most 2**bits levels per layer.
     recipe : Recipe or str
@@ -62,6 +66,9 @@ def compress(
         need time to learn.
     objective : Objective
         What is compared with the network's answers.
+    multiplier : float, optional
+        Divergence that a bit of the file is worth; by default a share of what pruning cost (see ``rate_aware``). More
+        makes the file smaller, and the student worse.
     seed : int
         The same seed on the same device gives the same bytes.
 
@@ -84,8 +91,11 @@ def compress(
     pairs = norm_pairs(network, inputs[:8])
     teacher = folded(network, pairs)
     student = copied(teacher)
-    evolution, quantization = pruned_to(student, goals, sparsity), FakeQuantization(bits)
-    distill(student, teacher, inputs, pruning, objective=objective, during=evolution, seed=seed)
+    distill(
+        student, teacher, inputs, pruning, objective=objective, during=pruned_to(student, goals, sparsity), seed=seed
+    )
+    looked, divergence = inputs[:LOOKED], objective.divergence
+    quantization = rate_aware(student, teacher, looked, bits, divergence=divergence, multiplier=multiplier)
     distill(student, teacher, inputs, rounding, objective=objective, during=quantization, seed=seed + 1)
     return finalize(unfolded(student, network, pairs), quantization.tensors(student), bits)
 
