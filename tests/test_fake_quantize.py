@@ -3,11 +3,13 @@
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from delib.coding import encode, quantize_weight
+from delib.coding.entropy import as_tensor
 from delib.distillation import FakeQuantization, Objective, RateAwareQuantization, Recipe, distill
 from delib.layerwise import Compression, compress, finalize, quantize
 from delib.nn import curvatures, mse, weight_layers, weight_of, weights_and_biases
@@ -166,7 +168,20 @@ def test_biases_may_have_levels_too() -> None:
         assert len(network[0].bias.unique()) <= 5
 
 
-def test_levels_without_rates_are_no_beginning_for_levels_with_them() -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_levels_that_are_given_get_their_rates(scaled: bool) -> None:
     teacher, _ = dense()
-    with pytest.raises(ValueError, match="begin without any"):
-        RateAwareQuantization(levels=FakeQuantization(2).tensors(teacher))
+    for layer in weight_layers(teacher).values():
+        weight_of(layer).mul_(weight_of(layer).abs() > weight_of(layer).abs().median())
+    placed = FakeQuantization(2, scaled=scaled).tensors(teacher)
+    put = copy.deepcopy(teacher)
+    for name, layer in weight_layers(put).items():
+        weight_of(layer).copy_(torch.from_numpy(placed[name].dense()))
+    cheap, dear = (RateAwareQuantization(multiplier=price, levels=placed) for price in (1e-12, 1e-2))
+    with cheap.applied(put):  # where bits cost nothing, weights that lie at their levels stay there
+        assert all((weight_of(w).numpy() == placed[n].dense()).all() for n, w in weight_layers(put).items())
+    with dear.applied(put):
+        assert int((put[2].weight == 0).sum()) > 0.9 * put[2].weight.numel()
+    nothing = RateAwareQuantization(levels={"2": as_tensor(np.zeros((80, 80), int), np.zeros(1))}, fixed=["0", "4"])
+    with nothing.applied(put):
+        assert not put[2].weight.any()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from delib.coding.container import LevelTensor
-from delib.coding.entropy import as_tensor, cuts_of, entropy_constrained
+from delib.coding.entropy import Rated, as_tensor, cuts_of, entropy_constrained
 from delib.coding.quantize import PLACEMENTS, as_scales, quantize_weight, with_levels
 from delib.distillation.recipe import softened
 from delib.nn.divergence import Divergence
@@ -133,6 +133,12 @@ class FakeQuantization:
             self._codes[name] = _Code(levels, cuts, scales)
 
 
+def _rated(rated: Rated, price: float, scales: NDArray[np.float16] | None) -> _Code:
+    """Every value takes its cheapest level."""
+    levels, cuts = cuts_of(rated, price)
+    return _Code(levels.astype(np.float32), cuts, scales)
+
+
 def _nearest(levels: NDArray[np.float32], scales: NDArray[np.float16] | None) -> _Code:
     """Every value takes its nearest level."""
     return _Code(levels, (levels[1:].astype(np.float64) + levels[:-1]) / 2, scales)
@@ -143,11 +149,11 @@ class RateAwareQuantization(FakeQuantization):
     """``FakeQuantization`` with entropy-constrained levels: what a pass sees is the cheapest of error and bits.
 
     Zero is a level like any other, so survivors may die and come back while the student is trained. Levels and rates
-    are placed (see ``coding.entropy_constrained``) at the first pass and again at each in ``again``, for the weights as
-    they are by then; the passes after the last settle on them. A bit is worth ``multiplier`` of the divergence, of
-    which ``curvatures`` ([rows] by name; see ``nn.curvatures``) are the second derivatives by a weight of each output;
-    without these, of the weights' squared error. With ``scaled``, steps have equal effect in all outputs of a layer.
-    At most 2**``bits`` levels beside zero.
+    are placed (see ``coding.entropy_constrained``) at the first pass, unless given in ``levels`` by layer, and again at
+    each in ``again``, for the weights as they are by then; the passes after the last settle on them. A bit is worth
+    ``multiplier`` of the divergence, of which ``curvatures`` ([rows] by name; see ``nn.curvatures``) are the second
+    derivatives by a weight of each output; without these, of the weights' squared error. With ``scaled``, steps have
+    equal effect in all outputs of a layer. At most 2**``bits`` levels beside zero.
     """
 
     multiplier: float = 1e-6
@@ -156,9 +162,8 @@ class RateAwareQuantization(FakeQuantization):
     passes: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.levels:
-            raise ValueError("rate-aware levels are placed with their rates; begin without any")
         super().__post_init__()
+        self._codes = {name: self._given(name, tensor) for name, tensor in self.levels.items()}
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
@@ -172,14 +177,26 @@ class RateAwareQuantization(FakeQuantization):
 
     def _placed(self, name: str, weight: Tensor) -> _Code:
         bits = self.bits if isinstance(self.bits, int) else self.bits[name]
-        given = self.curvatures.get(name, torch.full((len(weight),), 2.0))
-        bend = np.maximum(given.double().cpu().numpy(), np.finfo(np.float32).tiny)
+        bend = self._bend(name, len(weight))
         scales = as_scales(bend**-0.5) if self.scaled and weight.dim() > 1 else None
         spread = np.ones(len(weight)) if scales is None else scales.astype(np.float64)
         price = self.multiplier / float((bend / 2 * spread**2).mean())
         values = weight.double().cpu().numpy().reshape(len(weight), -1) / spread[:, None]
-        levels, cuts = cuts_of(entropy_constrained(values, price, 2**bits + 1), price)
-        return _Code(levels.astype(np.float32), cuts, scales)
+        return _rated(entropy_constrained(values, price, 2**bits + 1), price, scales)
+
+    def _given(self, name: str, tensor: LevelTensor) -> _Code:
+        """The levels of a weight that has some, with the rates that its indices have."""
+        bend = self._bend(name, len(tensor.mask))
+        spread = np.ones(len(bend)) if tensor.scales is None else tensor.scales.astype(np.float64)
+        levels, own = np.unique(np.append(tensor.codebook, np.float32(0)), return_inverse=True)
+        taken = np.append(np.bincount(tensor.indices, minlength=len(own) - 1), (~tensor.mask).sum())
+        shares = np.maximum(np.bincount(own, taken), 0.5) / tensor.mask.size
+        rated = Rated(levels.astype(np.float64), -np.log2(shares))
+        return _rated(rated, self.multiplier / float((bend / 2 * spread**2).mean()), tensor.scales)
+
+    def _bend(self, name: str, rows: int) -> NDArray[np.float64]:
+        given = self.curvatures.get(name, torch.full((rows,), 2.0))
+        return np.maximum(given.double().cpu().numpy(), np.finfo(np.float32).tiny)
 
     def tensors(self, network: nn.Module) -> dict[str, LevelTensor]:
         """Each layer's weight as a pass sees it: what ``layerwise.finalize`` stores."""
