@@ -205,7 +205,7 @@ class RateAwareQuantization(FakeQuantization):
             levels, cuts, scales = self._code(name, weight)
             spread = np.ones(len(weight), np.float16) if scales is None else scales
             rows = torch.from_numpy(spread).to(weight).view(-1, *[1] * (weight.dim() - 1))
-            nearest = torch.bucketize((weight / rows).double(), torch.from_numpy(cuts).to(weight.device))
+            nearest = torch.bucketize((weight / rows).double().contiguous(), torch.from_numpy(cuts).to(weight.device))
             nearest[weight == 0] = int(np.flatnonzero(levels == 0)[0])
             found[name] = as_tensor(nearest.cpu().numpy(), levels, scales)
         return found
