@@ -3,11 +3,11 @@
 Prints one JSON document. The network is notebook 04's: the ResNet of FashionMNIST with its norms folded; divergences
 are those of the decoded network from its teacher on the test images, bytes those of the weights alone.
 
-- ``one price``: evolved supports that rates move, levels and rates together, each layer fitted to the ones before.
+- ``one price``: supports by ADMM that rates move, levels and rates together, each layer fitted to the ones before.
 - ``k-means``: the same supports, k-means at 4 and 3 bits, rounding errors compensated.
 - ``nncodec``: uniform levels by rate and distortion (DeepCABAC) at several step sizes, with dependent quantisation
-  (trellis) and without, of the dense weights and of those at the sparse supports. It needs ``--nncodec``, the Python of
-  an environment of its own, as numpy must be below 2.
+  (trellis) and without, of the dense weights and of those at the sparse supports; its ``lambda_scale`` is 1, and no
+  other was tried. It needs ``--nncodec``, the Python of an environment of its own, as numpy must be below 2.
 - ``saved``: the least share of a pipeline's bytes that ``one price`` saves at the same divergence, interpolated between
   its prices in the logarithms of both; None where no setting of the pipeline lies between them.
 """
