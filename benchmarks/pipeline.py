@@ -1,7 +1,8 @@
 """Whole pipelines without training at equal divergence: supports, levels and code, ours against nncodec's.
 
-Prints one JSON document. The network is notebook 04's: the ResNet of FashionMNIST with its norms folded; divergences
-are those of the decoded network from its teacher on the test images, bytes those of the weights alone.
+Prints one JSON document. The networks, norms folded, are notebook 04's, the ResNet of FashionMNIST, and with
+``--images`` YOLOv3-tiny. Divergences are those of the decoded network from its teacher, on the test images and on
+photos of the folder to which nothing was fitted; bytes are those of the weights alone.
 
 - ``one price``: supports by ADMM that rates move, levels and rates together, each layer fitted to the ones before.
 - ``k-means``: the same supports, k-means at 4 and 3 bits, rounding errors compensated.
@@ -20,6 +21,8 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +30,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from delib import detection
 from delib.coding import encode
 from delib.data import CLASSIFIERS, fashion_mnist, teacher
+from delib.detection import SHOWN
+from delib.evolution import scale_sparsities
 from delib.layerwise import Compression, compress
 from delib.nn import copied, folded, kl, norm_pairs, predict, soft_kl, weight_layers, weight_of
+from delib.suite.parameters import profile_parameters
 from delib.suite.record import git_revision, package_versions
+from delib.suite.runner import find_notebook
 
 SPARSITY, LARGE = 0.9, 2000  # of layers of more weights than that
 CALIBRATION = 1000
-PRICES = (5e-8, 1e-7, 2e-7, 3e-7, 4.5e-7, 6e-7)
-STEPS = (-38, -34, -30, -28, -26, -24, -22, -20, -18)  # nncodec's qp: four more double the step
+PRICES = {"resnet": (5e-8, 1e-7, 2e-7, 3e-7, 4.5e-7, 6e-7), "yolov3-tiny": (3e-7, 1e-6, 3e-6)}
+# nncodec's qp: four more double the step
+STEPS = {"resnet": (-38, -34, -30, -28, -26, -24, -22, -20, -18), "yolov3-tiny": (-38, -34, -30, -26, -22)}
+FITTED, MEASURED = 64, 100  # photos
+SIDE = 416
 NNCODEC = """
 import contextlib, io, json, sys
 import numpy as np
@@ -56,47 +67,95 @@ print(json.dumps(sizes))
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
 class Bench:
-    """The teacher, what it is calibrated and measured on, and rows of results."""
+    """A network with its norms folded, what it is calibrated on, its layers' sparsities, and how a student is measured:
+    its divergence, and for a detector its retention."""
 
-    def __init__(self) -> None:
-        data = fashion_mnist()
-        train = data.train.take(0, 40000)
-        original = teacher(CLASSIFIERS["resnet"], train, 2, seed=0)
-        self.teacher = folded(original, norm_pairs(original, train.images[:1]))
-        chance = torch.Generator().manual_seed(0)
-        self.inputs = train.images[torch.randperm(len(train), generator=chance)[:CALIBRATION]]
-        self.images, self.answers = data.test.images, predict(self.teacher, data.test.images)
-        self.weights = {name: weight_of(layer) for name, layer in weight_layers(self.teacher).items()}
-        self.goals = {name: SPARSITY if w.numel() > LARGE else 0.0 for name, w in self.weights.items()}
+    name: str
+    teacher: nn.Module
+    inputs: Tensor
+    goals: dict[str, float]
+    measure: Callable[[nn.Module], Row]
+    settings: Compression
+    options: dict[str, Any]
 
     def row(self, pipeline: str, setting: Any, size: int, network: nn.Module) -> Row:
-        divergence = float(kl(predict(network, self.images), self.answers))
-        found = {"pipeline": pipeline, "setting": setting, "bytes": size, "divergence": divergence}
-        print(found, file=sys.stderr)
+        found = {"network": self.name, "pipeline": pipeline, "setting": setting, "bytes": size, **self.measure(network)}
+        print(found, file=sys.stderr, flush=True)
         return found
 
     def ours(self, pipeline: str, **setting: Any) -> Row:
-        settings = Compression(batch=100, **setting)
-        options: dict[str, Any] = {"rounding": list(self.goals), "divergence": soft_kl}
-        student, levels = compress(self.teacher, self.inputs, self.goals, settings, **options)
+        settings = replace(self.settings, **setting)
+        student, levels = compress(
+            self.teacher, self.inputs, self.goals, settings, rounding=list(self.goals), **self.options
+        )
         return self.row(pipeline, setting, sum(len(encode({n: t})) for n, t in levels.items()), student)
 
     def sparse(self) -> nn.Module:
-        return compress(self.teacher, self.inputs, self.goals, Compression(batch=100), divergence=soft_kl)[0]
+        return compress(self.teacher, self.inputs, self.goals, self.settings, **self.options)[0]
 
     def nncodec(self, python: str, pipeline: str, network: nn.Module) -> list[Row]:
-        weights = {name: weight_of(layer).numpy() for name, layer in weight_layers(network).items()}
+        weights = {name: weight_of(layer).contiguous().numpy() for name, layer in weight_layers(network).items()}
         rows = []
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights.npz"
             np.savez(path, **weights)  # type: ignore[arg-type]
-            command = [python, "-c", NNCODEC, str(path), json.dumps(STEPS)]
+            command = [python, "-c", NNCODEC, str(path), json.dumps(STEPS[self.name])]
             said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             for setting, size in json.loads(said.splitlines()[-1]).items():
                 values = {name: torch.from_numpy(w) for name, w in np.load(f"{path}.{setting}.npz").items()}
                 rows.append(self.row(pipeline, setting, size, with_weights(network, values)))
         return rows
+
+    def rows(self, python: str | None) -> list[Row]:
+        found = [self.ours("one price", multiplier=price) for price in PRICES[self.name]]
+        found += [self.ours("k-means", bits=bits) for bits in (4, 3)]
+        if python:
+            found += self.nncodec(python, "nncodec, dense", self.teacher)
+            found += self.nncodec(python, "nncodec, sparse", self.sparse())
+        return found
+
+
+def resnet() -> Bench:
+    data = fashion_mnist()
+    train = data.train.take(0, 40000)
+    original = teacher(CLASSIFIERS["resnet"], train, 2, seed=0)
+    plain = folded(original, norm_pairs(original, train.images[:1]))
+    chance = torch.Generator().manual_seed(0)
+    inputs = train.images[torch.randperm(len(train), generator=chance)[:CALIBRATION]]
+    answers = predict(plain, data.test.images)
+    sizes = {name: weight_of(layer).numel() for name, layer in weight_layers(plain).items()}
+    goals = {name: SPARSITY if size > LARGE else 0.0 for name, size in sizes.items()}
+
+    def measure(network: nn.Module) -> Row:
+        return {"divergence": float(kl(predict(network, data.test.images), answers))}
+
+    return Bench("resnet", plain, inputs, goals, measure, Compression(batch=100), {"divergence": soft_kl})
+
+
+def yolov3_tiny(folder: str) -> Bench:
+    """On photos of a folder: some that layers are fitted to, and others that are measured."""
+    found = detection.photos(folder)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+    held, own = [found[i] for i in order[:MEASURED]], [found[i] for i in order[-FITTED:]]
+    original = detection.load_yolo("yolov3-tiny")
+    plain = folded(original, norm_pairs(original, torch.zeros(1, 3, 64, 64))).to(memory_format=torch.channels_last)
+    recipe = profile_parameters(find_notebook("03_coco_yolov3"), "quick")["recipe"]
+    sizes = {name: weight_of(layer).numel() for name, layer in weight_layers(plain).items()}
+    goals = dict.fromkeys(sizes, 0.0) | scale_sparsities(sizes, SPARSITY, recipe["shape"])
+    validation, study = detection.Validation(plain, held, SIDE), detection.Study(original, held, SIDE)
+
+    def measure(network: nn.Module) -> Row:
+        retention = study.compare(study.detect(network)).retention(SHOWN)
+        return {"divergence": validation.divergence(network), "retention": retention}
+
+    inputs = detection.Validation(plain, own, SIDE).inputs
+    options = {
+        "divergence": detection.detection_divergence(plain.heads),
+        "position_weights": detection.position_weights(plain.heads),
+    }
+    return Bench("yolov3-tiny", plain, inputs, goals, measure, Compression(iterations=25), options)
 
 
 def with_weights(network: nn.Module, values: dict[str, Tensor]) -> nn.Module:
@@ -106,8 +165,9 @@ def with_weights(network: nn.Module, values: dict[str, Tensor]) -> nn.Module:
     return student
 
 
-def saved(rows: list[Row]) -> dict[str, float | None]:
+def saved(rows: list[Row], network: str) -> dict[str, float | None]:
     """For each other pipeline the least share of its bytes that ``one price`` saves, over the pipeline's settings."""
+    rows = [row for row in rows if row["network"] == network]
     mine = sorted((r["divergence"], r["bytes"]) for r in rows if r["pipeline"] == "one price")
     logs = np.log(np.array(mine))
     found: dict[str, float | None] = {}
@@ -124,18 +184,14 @@ def saved(rows: list[Row]) -> dict[str, float | None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nncodec", help="a Python that has nncodec; without one it is left out")
+    parser.add_argument("--images", help="a folder of photos such as COCO's; without one YOLOv3-tiny is left out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench()
-    rows = [bench.ours("one price", multiplier=price) for price in PRICES]
-    rows += [bench.ours("k-means", bits=bits) for bits in (4, 3)]
-    if options.nncodec:
-        rows += bench.nncodec(options.nncodec, "nncodec, dense", bench.teacher)
-        rows += bench.nncodec(options.nncodec, "nncodec, sparse", bench.sparse())
-    else:
-        print("no --nncodec: nncodec is left out", file=sys.stderr)
+    benches = [resnet()] + ([yolov3_tiny(options.images)] if options.images else [])
+    rows = [row for bench in benches for row in bench.rows(options.nncodec)]
+    gains = {bench.name: saved(rows, bench.name) for bench in benches}
     circumstances = {"versions": package_versions(), "machine": platform.machine(), "git_revision": git_revision()}
-    print(json.dumps({"benchmark": "pipeline", **circumstances, "rows": rows, "saved": saved(rows)}, indent=2))
+    print(json.dumps({"benchmark": "pipeline", **circumstances, "rows": rows, "saved": gains}, indent=2))
 
 
 if __name__ == "__main__":

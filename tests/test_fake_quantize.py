@@ -153,6 +153,15 @@ def test_curvatures_are_the_mean_second_derivatives(made: Callable[[], tuple[nn.
         assert 0.8 < float(found[name].mean() / exact.mean()) < 1.25, name
 
 
+def test_curvatures_do_not_depend_on_the_memory_format() -> None:
+    network, inputs = convolutional()
+    held = list(weights_and_biases(network))
+    found = curvatures(network, held, inputs[:20], mse)
+    network, inputs = network.to(memory_format=torch.channels_last), inputs.to(memory_format=torch.channels_last)
+    for name, rows in curvatures(network, held, inputs[:20], mse).items():
+        torch.testing.assert_close(rows, found[name])
+
+
 def test_biases_may_have_levels_too() -> None:
     teacher, inputs = dense()
     bends = curvatures(teacher, weights_and_biases(teacher), inputs[:500], mse)

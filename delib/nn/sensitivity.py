@@ -80,7 +80,7 @@ def curvatures(
             answers, roots = _rooted(network(part), divergence, chance)
             slopes = torch.autograd.grad(answers, list(parameters.values()), roots, **UNUSED)
         for total, slope in zip(sums, slopes, strict=True):
-            total += slope.double().square().view(len(total), -1).mean(1)
+            total += slope.double().square().reshape(len(total), -1).mean(1)
     return {name: _bounded(total / len(inputs)) for name, total in zip(parameters, sums, strict=True)}
 
 
