@@ -107,6 +107,18 @@ def test_code_is_short_and_imports_once(name: str) -> None:
 
 
 @each_notebook
+def test_ends_in_exercises_that_are_solved_in_the_docs(name: str) -> None:
+    texts = ["".join(cell["source"]) for cell in content(name)["cells"]]
+    (asked,) = [text for text in texts if text.startswith("## Exercises")]
+    numbers = re.findall(r"\*\*\((\d)\)\*\*", asked)
+    assert 3 <= len(numbers) <= 5
+    assert sum(text.count("check(None, ") for text in texts) == len(numbers), "each checks itself"
+    solved = (ROOT / "docs" / "solutions" / f"{name}.md").read_text(encoding="utf-8")
+    answers = solved.partition("**Further.**")[0]
+    assert re.findall(r"^(\d)\. ", answers, re.MULTILINE) == numbers
+
+
+@each_notebook
 def test_every_parameter_has_its_range_and_meaning(name: str) -> None:
     known = parameters.read_parameters(NOTEBOOKS[name])
     assert len(known) <= MOST_PARAMETERS
