@@ -71,7 +71,7 @@ def read_record(path: Path) -> dict[str, Any]:
         if not isinstance(record["metrics"], dict):
             raise TypeError("metrics are no table")
         return record
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a record ({error}); delete it and run the notebook again") from None
 
 
