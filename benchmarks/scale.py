@@ -11,6 +11,11 @@ sets, each is tentatively zeroed and measured by the divergence of the network's
 ``evolve_memory_ratio`` is the evolution's peak above what the process held before it had a network, less the largest
 inputs and outputs that one layer has on the calibration images, divided by the network's size: the goal is 3. Memory is
 what is in use: glibc is told to give back at once what is freed, which by itself it keeps for later use.
+
+``--fit`` measures instead how the time of each step grows: with the number of weights (layers of one width, 512, more
+and more of them, from .3 to 62 million weights), with the population and with the calibration inputs (at 1 million
+weights). A step's exponent is the slope of log(seconds) over log(amount) by least squares. Runs of all amounts are
+interleaved, and of each the fastest of ``--rounds`` counts, so that a machine's other work falls on all alike.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from delib.detection.zoo import NETWORKS, export_darknet
 from delib.evolution.criteria import criterion_named
 from delib.evolution.evolve import Cycle, evolve
 from delib.layerwise.compress import quantize
+from delib.nn.divergence import mse
 from delib.nn.layers import float32_bytes, sparsity, weight_layers
 from delib.suite.record import git_revision, package_versions
 
@@ -163,8 +169,69 @@ def whole_way(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+WIDTH = 512  # of every layer of the networks whose times are fitted
+DEPTHS = (1, 4, 16, 64, 236)  # .3, 1, 4.2, 16.8 and 61.9 million weights
+POPULATIONS = (2, 4, 8, 16)
+INPUTS = (64, 256, 1024, 4096)
+
+
+def chain(depth: int) -> nn.Sequential:
+    """Layers of one width, their weights as He et al. 2015 draw them."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(*(part for _ in range(depth) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())))
+    for layer in weight_layers(layers).values():
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return layers.eval()
+
+
+def times(depth: int, population: int = 2, inputs: int = 64) -> dict[str, float]:
+    """Seconds of processor time of each step of one cycle to half the weights, assessed at the layer's own outputs."""
+    network, images = chain(depth), torch.randn(inputs, WIDTH, generator=torch.Generator().manual_seed(0))
+    marks = [time.process_time()]
+    cycle = Cycle(population, 0.5, horizon=0, batch=inputs)
+    student = evolve(network, images, 0.5, cycle, divergence=mse, seed=0).student
+    marks.append(time.process_time())
+    quantized = quantize(student, 4)
+    marks.append(time.process_time())
+    data = encode.encode(quantized)
+    marks.append(time.process_time())
+    encode.decode(data)
+    marks.append(time.process_time())
+    steps = ("evolve", "quantize", "encode", "decode")
+    return dict(zip(steps, np.diff(marks).tolist(), strict=True))
+
+
+def exponents(runs: dict[float, dict[str, float]]) -> dict[str, float]:
+    """For each step the slope of log(seconds) over log(amount), by least squares."""
+    amounts = np.log(list(runs))
+    steps = next(iter(runs.values()))
+    return {step: float(np.polyfit(amounts, np.log([run[step] for run in runs.values()]), 1)[0]) for step in steps}
+
+
+def growth(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and exponents over the numbers of weights, over populations and over calibration inputs."""
+    settings: dict[str, dict[float, tuple[int, ...]]] = {
+        "weights": {depth * WIDTH**2: (depth,) for depth in DEPTHS if depth * WIDTH**2 <= options.most * 1e6},
+        "population": {population: (4, population) for population in POPULATIONS},
+        "inputs": {inputs: (4, 2, inputs) for inputs in INPUTS},
+    }
+    times(1)  # compiles
+    best: dict[str, dict[float, dict[str, float]]] = {over: {} for over in settings}
+    for _ in range(options.rounds):
+        for over, amounts in settings.items():
+            for amount, setting in amounts.items():
+                run = times(*setting)
+                before = best[over].get(amount, run)
+                best[over][amount] = {step: min(before[step], run[step]) for step in run}
+                print(over, amount, best[over][amount], file=sys.stderr, flush=True)
+    return {over: {"exponents": exponents(runs), "seconds": runs} for over, runs in best.items()}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fit", action="store_true", help="how times grow, instead of the whole way once")
+    parser.add_argument("--rounds", type=int, default=3, help="of --fit")
+    parser.add_argument("--most", type=float, default=62, help="of --fit: millions of weights at most")
     parser.add_argument("--network", choices=list(NETWORKS), default="yolov3")
     parser.add_argument("--sparsity", type=float, default=0.9, help="of every convolution's weights")
     parser.add_argument("--bits", type=int, default=4)
@@ -180,7 +247,7 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | GIVE_BACK)
     start, revision = time.perf_counter(), git_revision()
     with tempfile.TemporaryDirectory() as folder:
-        results = whole_way(options, Path(folder))
+        results = growth(options) if options.fit else whole_way(options, Path(folder))
     circumstances = {
         "versions": package_versions(),
         "threads": torch.get_num_threads(),

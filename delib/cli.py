@@ -1,4 +1,5 @@
-"""The command line: ``run``, ``report``, ``compress``, ``encode``, ``decode``, ``inspect``, ``export``, ``fetch``."""
+"""The command line: ``run``, ``report``, ``compress``, ``encode``, ``decode``, ``inspect``, ``export``, ``fetch``,
+``plan``."""
 
 from __future__ import annotations
 
@@ -120,16 +121,23 @@ def compress(
 ) -> None:
     """Compress a network of your own into one .delib file, which `decode` gives back for the plain network."""
     from delib.data import load_inputs, load_network
-    from delib.distillation import RECIPES, cost
+    from delib.distillation import RECIPES
 
     teacher, examples = load_network(network, weights), load_inputs(inputs)
     chosen = RECIPES[recipe] if steps is None else replace(RECIPES[recipe], steps=steps)
-    seconds, memory = cost(teacher, examples, chosen)
-    typer.echo(f"about {seconds / 60:.1f} minutes, and {memory / 1e9:.1f} GB of memory beside the libraries", err=True)
+    typer.echo(_cost(teacher, examples, chosen), err=True)
     held = delib.compress(teacher, examples, sparsity, bits, recipe=chosen)
     size = held.save(out)
     ratio = held.float32_bytes / size
     typer.echo(f"{out}: {size:,} bytes, {ratio:.1f} times smaller than float32, {held.sparsity:.2%} zeros")
+
+
+def _cost(network: Any, inputs: Any, recipe: Any) -> str:
+    """What compressing it takes, measured on two steps."""
+    from delib.distillation import cost
+
+    seconds, memory = cost(network, inputs, recipe)
+    return f"about {seconds / 60:.1f} minutes, and {memory / 1e9:.1f} GB of memory beside the libraries"
 
 
 @app.command()
@@ -257,6 +265,46 @@ def fetch(names: Annotated[list[str] | None, typer.Argument(help="Data sets; all
         if name not in known:
             raise ValueError(f"there is no data set `{name}`; choose from {', '.join(known)}")
         typer.echo(f"{name}: {known[name].fetch()}")
+
+
+@app.command()
+def plan(
+    what: Annotated[str, typer.Argument(help="A network as for compress, or a notebook as for run.")],
+    inputs: Annotated[str, typer.Argument(help="What the network takes, as for compress; empty for a notebook.")] = "",
+    weights: Annotated[str, typer.Option(help="The network's state dict, as for compress.")] = "",
+    recipe: Annotated[Literal["brief", "standard", "thorough"], typer.Option(help="As for compress.")] = "standard",
+    profile: Profile = "quick",
+) -> None:
+    """Say what compressing a network, or running a notebook, will take, from a few seconds of measuring."""
+    from delib.data import load_inputs, load_network
+    from delib.distillation import RECIPES
+
+    if inputs:
+        typer.echo(_cost(load_network(what, weights), load_inputs(inputs), RECIPES[recipe]))
+    else:
+        _plan_notebook(what, profile)
+
+
+def _plan_notebook(notebook: str, profile: str) -> None:
+    """What its distillation takes here, if it is a notebook of one network, and what earlier runs took."""
+    from delib.data import load_inputs, load_network
+    from delib.distillation import Recipe
+    from delib.suite import runner
+    from delib.suite.parameters import profile_parameters, read_parameters
+    from delib.suite.record import past_runs
+
+    path = runner.find_notebook(notebook)
+    values = {name: parameter.default for name, parameter in read_parameters(path).items()}
+    values |= profile_parameters(path, profile)
+    measured = {"network", "inputs", "recipe"} <= values.keys()
+    if measured:
+        network = load_network(values["network"], values.get("weights", ""))
+        typer.echo(_cost(network, load_inputs(values["inputs"]), Recipe(**values["recipe"])))
+    past = past_runs(path.stem, profile)
+    for run, seconds in past.items():
+        typer.echo(f"reports/{run} took {seconds / 60:.1f} minutes; its record names the machine")
+    if not measured and not past:
+        raise ValueError(f"{path.stem} has not run in {profile} yet; `delib run {path.stem} --profile smoke` is brief")
 
 
 def main() -> None:

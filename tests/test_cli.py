@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -309,3 +310,32 @@ def test_the_traceback_is_there_for_who_wants_it(tmp_path: Path) -> None:
     code = f"import sys\nfrom delib.cli import main\nsys.argv = ['delib', 'inspect', {str(tmp_path / 'x')!r}]\nmain()"
     assert "Traceback" in python(code, DELIB_DEBUG="1").stderr
     assert "Traceback" not in python(code, DELIB_DEBUG="").stderr
+
+
+def test_what_a_network_will_take_is_said_beforehand(delib: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    functions = "def net(): return torch.nn.Linear(9, 5)\ndef data(): return torch.rand(20, 9)"
+    (tmp_path / "planned.py").write_text(f"import torch\n{functions}")
+    code, out, _ = delib("plan", "planned:net", "planned:data", "--recipe", "brief")
+    assert code == 0
+    assert re.fullmatch(r"about [\d.]+ minutes, and [\d.]+ GB of memory .*\n", out)
+    code, _, err = delib("plan", "planned:nothing", "planned:data")
+    assert (code, "planned:nothing" in only_line(err)) == (1, True)
+
+
+def test_what_a_notebook_took_before_is_said_beforehand(delib: Any, project: Any) -> None:
+    project.notebook("10_toy", parameters=PARAMETERS)
+    code, _, err = delib("plan", "10_toy")
+    assert code == 1
+    assert "has not run" in only_line(err)
+    path = project.reports / "reference" / "records" / "10_toy.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"metrics": {}, "parameters": {"profile": "quick"}, "seconds": 90}')
+    code, out, _ = delib("plan", "10_toy")
+    assert code == 0
+    assert only_line(out).startswith("reports/reference took 1.5 minutes")
+    path.write_text('{"metrics": {}, "parameters": [], "seconds": 90}')
+    code, _, err = delib("plan", "10_toy")
+    assert code == 1
+    assert "not a record" in only_line(err)

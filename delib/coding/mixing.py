@@ -44,21 +44,26 @@ def _squash() -> Integers:
     return np.array([ONE - p for p in upper[:0:-1]] + upper, np.int64)
 
 
+# Tables are of the shortest integers that hold them: together they fit a processor's nearest cache.
 SQUASH = _squash()
+CLIPPED = np.clip(SQUASH, LEAST, ONE - LEAST).astype(np.uint16)
 # The log-odds (in 1/256) at every probability, by its upper 12 bits: the inverse of SQUASH at the middle of each step.
-STRETCH = np.searchsorted(SQUASH, 16 * np.arange(1 << 12) + 8).astype(np.int64) - REACH
+STRETCH = (np.searchsorted(SQUASH, 16 * np.arange(1 << 12) + 8) - REACH).astype(np.int16)
+# The same in 32 steps of one half, from -8 to 8.
+LEVEL = np.clip(STRETCH.astype(np.int64) + 2048 >> 7, 0, 31).astype(np.uint8)
 
 COUNTER_BITS = 9  # of a counter, the lower, are how many decisions it has met; the upper 22 the share of ones
-LIMIT = 511  # decisions after which a counter's memory is that of an exponential average
+LIMIT = 511  # decisions after which a counter's memory is that of an exponential average; all of the lower bits
 START = 1 << 21 << COUNTER_BITS  # a counter that has met nothing: one half
 # The step of a counter that has met n decisions, in 1/65536: 1 / (n + 1.5): the share is the
 # mean of its chance if that was drawn from a Beta(1/4, 1/4), as suits decisions that mostly go one way.
-STEP = np.array([2 * ONE // (2 * n + 3) for n in range(1 << COUNTER_BITS)], np.int64)
+STEP = np.array([2 * ONE // (2 * n + 3) for n in range(1 << COUNTER_BITS)], np.uint16)
 
 INPUTS = 5  # the most counters that a decision looks at
 # The mixer's learning rate in 1/2^22; each set of weights begins faster by RATE_FIRST, which fades as 1 / (decisions +
 # 1.5). Half or twice of either changes files of real networks by .1% at most; so do other starts of weights.
 RATE, RATE_FIRST = 32, 4000
+RATES = RATE + (RATE_FIRST * STEP.astype(np.int64) >> 16)
 SETS = 4  # of weights, one for each question: of a whole kernel, of a weight's survival, of a sign, of a size
 START_WEIGHT = 19661  # .3, in 1/65536
 ROW_MEMORY, PRIOR = 20, 4  # decisions that a fresh row's, and a fresh column's or channel's, first estimate is worth
@@ -68,7 +73,7 @@ class Model(NamedTuple):
     """What the walk has learned."""
 
     counters: NDArray[np.int32]
-    weights: Integers  # [sets, INPUTS], in 1/65536
+    weights: Integers  # [sets · INPUTS], in 1/65536
     met: Integers  # [sets]: decisions that each set of weights has learned from, up to LIMIT
 
 
@@ -86,7 +91,7 @@ def code(bit: int, p: int, coder: Coder) -> int:
     state, stream, decoding = coder
     low, high = state[0], state[1]
     width = high - low
-    split = low + (width >> 16) * p + ((width & 0xFFFF) * p >> 16)
+    split = low + (width * p >> 16)
     if decoding:
         bit = 1 if state[2] <= split else 0
     if bit:
@@ -107,22 +112,34 @@ def code(bit: int, p: int, coder: Coder) -> int:
 
 
 @inlined
+def upper(counter: int) -> int:
+    """The upper 12 bits of a counter's share, by which tables go; the last step only says that it is not negative."""
+    return int(counter) >> COUNTER_BITS + 10 & (1 << 12) - 1
+
+
+@inlined
+def learned(counter: int, bit: int) -> int:
+    """A counter after one more decision."""
+    share, n = counter >> COUNTER_BITS, counter & LIMIT
+    change = ((bit << 22) - share) * int(STEP[n]) >> 16
+    return counter + (change << COUNTER_BITS) + (1 if n < LIMIT else 0)
+
+
+@inlined
 def decide(bit: int, slots: tuple[int, ...], chosen: int, model: Model, coder: Coder) -> int:
     """Code a decision by mixing the counters at ``slots`` with the weights ``chosen``, then learn from its outcome."""
     counters, weights, met = model
-    total = 0
+    first, total = chosen * INPUTS, 0
     for i in range(len(slots)):
-        total += weights[chosen, i] * STRETCH[counters[slots[i]] >> COUNTER_BITS + 10]
-    p = min(max(SQUASH[min(max(total >> 16, -REACH), REACH) + REACH], LEAST), ONE - LEAST)
+        total += weights[first + i] * int(STRETCH[upper(counters[np.uint32(slots[i])])])
+    p = int(CLIPPED[min(max(total >> 16, -REACH), REACH) + REACH])
     bit = code(bit, p, coder)
-    error = ((bit << 16) - p) * (RATE + (RATE_FIRST * STEP[met[chosen]] >> 16))
+    error = ((bit << 16) - p) * RATES[met[chosen]]
     met[chosen] = min(met[chosen] + 1, LIMIT)
     for i in range(len(slots)):
-        state = int(counters[slots[i]])
-        weights[chosen, i] += STRETCH[state >> COUNTER_BITS + 10] * error + (1 << 21) >> 22
-        share, n = state >> COUNTER_BITS, state & (1 << COUNTER_BITS) - 1
-        share += ((bit << 22) - share) * STEP[n] >> 16
-        counters[slots[i]] = share << COUNTER_BITS | min(n + 1, LIMIT)
+        at = np.uint32(slots[i])  # numba reads arrays at unsigned places without asking whether they lie before 0
+        weights[first + i] += int(STRETCH[upper(counters[at])]) * error + (1 << 21) >> 22
+        counters[at] = learned(int(counters[at]), bit)
     return bit
 
 
@@ -139,14 +156,14 @@ class Layer(NamedTuple):
     sign: int  # 7 · 9, then 15 · 15
     size: int  # [2^depth, 96]
     fresh: Small  # [2]: what `whole` and `zero` of a row are at its start
-    values: Small  # [3, columns]: signed sizes of this row and of the two above it; 0 is no survivor
+    values: Small  # [3, columns]: signed sizes of this row and, if kernels are single, of the two above it; or 0
     balance: Small  # [columns + 1]: positive less negative survivors of each column; the last is the row's own
 
 
 @inlined
 def level_of(counter: int) -> int:
     """A counter's log-odds in 32 steps of one half, from -8 to 8."""
-    return min(max(STRETCH[counter >> COUNTER_BITS + 10] + 2048 >> 7, 0), 31)
+    return int(LEVEL[upper(counter)])
 
 
 @inlined
@@ -254,11 +271,13 @@ def code_kernel(
         for k in range(kernel):
             some |= int(mask[first + k])
         some = code_whole(some, channel, layer, model, coder)
+        if not some:
+            return done
     mass, lean = 0, 0
     for k in range(kernel):
-        value, bit = 0, some
+        value, bit = 0, 1
         # The last weight of a kernel that has survivors, of which none came yet, is one.
-        if some and (kernel == 1 or k < kernel - 1 or done > before):
+        if kernel == 1 or k < kernel - 1 or done > before:
             bit = code_zero(int(mask[first + k]), channel, k, mass, layer, model, coder)
         if bit:
             if done == len(levels):
@@ -298,7 +317,8 @@ def walk(mask: NDArray[np.uint8], levels: NDArray[np.int32], layer: Layer, model
             done = code_kernel(first, channel, mask, levels, done, layer, model, coder)
             if done < 0:
                 return done
-        hand_down(layer.values)
+        if layer.kernel == 1:
+            hand_down(layer.values)
     return done
 
 
@@ -332,7 +352,7 @@ def prepared(shape: tuple[int, ...], survivors: int, largest: int) -> tuple[Laye
     fresh = np.array([_counter(filled, ROW_MEMORY), _counter(density, ROW_MEMORY)], np.int32)
     past = np.zeros((3, columns), np.int32), np.zeros(columns + 1, np.int32)
     layer = Layer(rows, channels, kernel, width, depth, 0, zero, sign, size, fresh, *past)
-    weights = np.full((SETS, INPUTS), START_WEIGHT, np.int64)
+    weights = np.full(SETS * INPUTS, START_WEIGHT, np.int64)
     return layer, Model(counters, weights, np.zeros(SETS, np.int64))
 
 

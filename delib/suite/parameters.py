@@ -104,7 +104,7 @@ def read_cells(notebook: Path) -> list[Any]:
         if not all(isinstance(cell["source"], str) for cell in book.cells):
             raise TypeError("a cell's source is no text")
         return list(book.cells)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{notebook}: not a notebook of format 4 ({error}); save it again with JupyterLab") from None
 
 

@@ -64,6 +64,22 @@ def read_records(run: str | Path) -> dict[str, dict[str, Any]]:
     return {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
 
 
+def past_runs(notebook: str, profile: str) -> dict[str, float]:
+    """Seconds that a notebook took in this profile, by the names of the runs, wherever in ``reports/`` they stand.
+
+    Raises ValueError on a bad record, naming it.
+    """
+    seconds = {}
+    for path in sorted(report_folder("").glob(f"*/records/{notebook}.json")):
+        record = read_record(path)
+        try:
+            if record["parameters"]["profile"] == profile:
+                seconds[path.parents[1].name] = float(record["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a record ({error}); delete it and run the notebook again") from None
+    return seconds
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """One record. Raises ValueError, naming the file, where it is none."""
     try:
@@ -71,7 +87,7 @@ def read_record(path: Path) -> dict[str, Any]:
         if not isinstance(record["metrics"], dict):
             raise TypeError("metrics are no table")
         return record
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a record ({error}); delete it and run the notebook again") from None
 
 
