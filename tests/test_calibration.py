@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from delib.detection.calibration import calibrate_objectness
-from delib.detection.darknet import Head
 from delib.detection.divergence import detection_divergence
+from delib.detection.heads import Head
 
 HEADS = [Head(((10.0, 14.0), (23.0, 27.0)), 3), Head(((30.0, 30.0),), 3)]
 

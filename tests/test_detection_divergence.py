@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from delib.detection.darknet import Head
 from delib.detection.divergence import BOX_WEIGHT, bernoulli_kl, detection_divergence, position_weights
+from delib.detection.heads import Head
 
 HEADS = [Head(((10.0, 14.0), (23.0, 27.0)), 3), Head(((30.0, 30.0),), 3)]
 
