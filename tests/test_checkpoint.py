@@ -89,6 +89,7 @@ BROKEN = {
     "a set": b"\x80\x04\x8f.",
     "keys without values": frame(b"}(K\x01u."),
     "a tuple as a key": frame(b"}K\x01\x85K\x02s."),
+    "a name that is no text": b"\x80\x04]K\x01\x93.",
     "a name of three words": frame(b"cos\n"),
 }
 

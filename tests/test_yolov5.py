@@ -139,6 +139,12 @@ def test_its_norms_fold_and_unfold(file: Path) -> None:
         ({"yaml": SMALL | {"backbone": [[-1, 1, "Evil", [1]], *SMALL["backbone"]]}}, "Evil"),
         ({"yaml": SMALL | {"backbone": [[5, 1, "Conv", [16]], *SMALL["backbone"]]}}, "not before it"),
         ({"yaml": SMALL | {"head": SMALL["head"][:-1]}}, ""),
+        ({"yaml": SMALL | {"head": [*SMALL["head"][:-1], [[5, 8], 1, "Segment", ["nc", "anchors", 8, 16]]]}}, "levels"),
+        ({"yaml": SMALL | {"head": [*SMALL["head"][:-1], [[8], 1, "Segment", ["nc", "anchors", 8, 16]]]}}, "anchors"),
+        ({"yaml": SMALL | {"head": [[-1, 1, "nn.Upsample", []] for _ in range(90)] + SMALL["head"][-1:]}}, ""),
+        ({"yaml": SMALL | {"head": [[[-1, 0], 1, "Concat", [1]], *SMALL["head"][1:]]}}, "Sizes of tensors"),
+        ({"yaml": SMALL | {"backbone": [[-1, 1, "Conv", [16, 0, 2]], *SMALL["backbone"][1:]]}}, "kernel"),
+        ({"yaml": SMALL | {"backbone": [[-1, 1, "Conv", [16, 3, 10**9]], *SMALL["backbone"][1:]]}}, "stride"),
         ({"yaml": SMALL | {"backbone": SMALL["backbone"] * 80}}, "300"),
     ],
 )
@@ -148,6 +154,12 @@ def test_descriptions_that_are_not_the_tensors_are_refused_in_one_line(attribute
     with pytest.raises(ValueError, match=rf"odd\.pt.*{says}") as refusal:
         load_yolov5(path)
     assert "\n" not in str(refusal.value)
+
+
+def test_anchors_without_size_are_refused(tmp_path) -> None:
+    write(tmp_path / "flat.pt", small(), anchors=-ANCHORS)
+    with pytest.raises(ValueError, match=r"flat\.pt.*anchors"):
+        load_yolov5(tmp_path / "flat.pt")
 
 
 def test_every_tensor_has_its_place_and_no_other(tmp_path) -> None:

@@ -38,6 +38,10 @@ TENSOR, PARAMETER, ORDERED = (
 )
 
 
+# What zipfile, pickletools, torch and the code below raise on files that are something else, or lie.
+BROKEN = (zipfile.BadZipFile, OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, OverflowError)
+
+
 @dataclass(slots=True)
 class Stub:
     """Something that a pickle asked for: ``kind`` is its dotted name, ``args`` what it was to be made from, and
@@ -63,7 +67,7 @@ class Checkpoint:
         self.path = Path(path)
         try:
             self._read()
-        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, TypeError, LookupError) as error:
+        except BROKEN as error:
             reason = " ".join(f"{error}".split())[:150] or type(error).__name__
             raise ValueError(f"{self.path}: no checkpoint that can be read safely ({reason})") from None
 
@@ -78,7 +82,7 @@ class Checkpoint:
         """
         try:
             return {name: self._tensor(stub) for name, stub in _tensor_stubs(self.network)}
-        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, TypeError, LookupError) as error:
+        except BROKEN as error:
             raise ValueError(
                 f"{self.path}: a tensor that cannot be read ({' '.join(f'{error}'.split())[:150]})"
             ) from None
@@ -109,7 +113,7 @@ class Checkpoint:
         """The tensor that a stub stands for: a view of its storage, within its bounds."""
         storage, offset, size, stride, *_ = stub.args
         mark, of, key, _, count = storage.args
-        if storage.kind != "storage" or mark != "storage" or of.kind not in STORAGES:
+        if storage.kind != "storage" or mark != "storage" or of.kind not in STORAGES or not isinstance(key, str):
             raise ValueError("a storage of an unknown kind")
         kind = STORAGES[of.kind]
         if not all(isinstance(n, int) and 0 <= n < 1 << 40 for n in (offset, count, *size, *stride)):
@@ -219,7 +223,9 @@ class _Machine:
 
     def named_on_stack(self, _: Any) -> None:
         module, name = self.pop(2)
-        self.stack.append(Stub(f"{module}.{name}"[:200]))
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a name that is no text")
+        self.stack.append(Stub(f"{module}.{name}"))
 
     def made(self, _: Any) -> None:
         """REDUCE and NEWOBJ: what a class or function would make of its arguments, if it were called."""

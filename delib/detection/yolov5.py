@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from delib.detection.checkpoint import Checkpoint
+from delib.detection.checkpoint import BROKEN, Checkpoint
 from delib.detection.detector import DetectionNetwork
 from delib.detection.heads import SquaredHead
 from delib.detection.letterbox import ULTRALYTICS
@@ -23,8 +23,14 @@ from delib.detection.ultralytics import activated_layers, class_names, library
 
 KIND = "models.yolo.SegmentationModel"  # the class that both programs pickle
 EPSILON = 1e-3  # of their batch norms
+TRIED = 128  # pixels of a square on which a network's sizes are tried, without values
 FINEST = 8  # pixels of a cell of the finest level; each further one has twice as many
-MOST_LAYERS, MOST_REPEATS, WIDEST = 300, 50, 1 << 14  # nothing larger is built on the word of a checkpoint
+MOST_LAYERS, MOST_REPEATS, WIDEST, MAX_SIDE = (
+    300,
+    50,
+    1 << 14,
+    63,
+)  # nothing larger is built on the word of a checkpoint
 
 
 class PooledPyramid(nn.Module):
@@ -90,6 +96,8 @@ class YOLOv5Seg(DetectionNetwork):
             self.model.append(module)
             widths.append(after)
         before = [widths[1 + source] for source in self._resolved(sources)]
+        if anchors.shape[::2] != (len(before), 2) or not (anchors > 0).all():
+            raise ValueError(f"anchors of the shape {tuple(anchors.shape)} for {len(before)} levels")
         outputs = _checked(len(anchors[0]) * (5 + len(names) + coefficients))
         self.model.append(MaskedHeads(before, outputs, coefficients, _width(width, multiples[0])))
         for norm in self.modules():
@@ -141,19 +149,26 @@ class YOLOv5Seg(DetectionNetwork):
             return nn.Identity() if kind == "Concat" else nn.MaxPool2d(2, 2), before
         width = _width(args[0], multiples[0])
         if kind == "Conv":
-            return Conv(before, width, *map(int, args[1:])), width
+            return Conv(before, width, *map(_side, args[1:4])), width
         if kind == "C3":
             count = max(round(repeats * multiples[1]), 1)
             if count > MOST_REPEATS:
                 raise ValueError(f"a layer is repeated more than {MOST_REPEATS} times")
             return C3(before, width, count, *map(bool, args[1:])), width
         if kind == "SPPF":
-            module = SPPF(before, width, int(args[1]))
+            module = SPPF(before, width, _side(args[1]))
             module.cv1.act = nn.SiLU()  # which ultralytics has left out since
             return module, width
         if kind == "SPPCSPC":
             return PooledPyramid(before, width), width
         raise ValueError(f"a layer of kind {str(kind)[:40]!r}, which delib does not know")
+
+
+def _side(pixels: Any) -> int:
+    """A kernel's side, a stride or a padding."""
+    if pixels not in range(1, MAX_SIDE + 1):
+        raise ValueError("a kernel, stride or padding that is none")
+    return int(pixels)
 
 
 def _width(channels: Any, multiple: float) -> int:
@@ -183,21 +198,32 @@ def load_yolov5(path: str | Path) -> YOLOv5Seg:
     """
     checkpoint = Checkpoint(path)
     if checkpoint.kind != KIND:
-        raise ValueError(f"{path}: holds a {checkpoint.kind[:80]}; expected YOLOv5's or YOLOv7's {KIND}")
+        raise ValueError(
+            f"{path}: holds a {' '.join(checkpoint.kind.split())[:80]}; expected YOLOv5's or YOLOv7's {KIND}"
+        )
     state = {
         name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in checkpoint.state().items()
     }
-    held = checkpoint.network
+    stub = checkpoint.network
     try:
         (anchors,) = [state.pop(name) for name in list(state) if name.endswith(".anchors")]
-        names = class_names(held.get("names"), min(int(held.get("nc")), WIDEST))
+        names = class_names(stub.get("names"), min(int(stub.get("nc")), WIDEST))
         with torch.device("meta"):
-            network = YOLOv5Seg(held.get("yaml"), anchors, names)
+            network = YOLOv5Seg(stub.get("yaml"), anchors, names)
+            _check_sizes(network(torch.zeros(1, 3, TRIED, TRIED)))
         network.load_state_dict(_merged(state), strict=True, assign=True)
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+    except BROKEN as error:
         reason = " ".join(f"{error}".split())[:150]
         raise ValueError(f"{path}: its tensors are not those of a network that delib can build ({reason})") from None
     return network.eval()
+
+
+def _check_sizes(outputs: Sequence[Tensor]) -> None:
+    """Raise ValueError unless outputs for a square of ``TRIED`` pixels have the sizes that levels and masks have."""
+    *levels, prototypes = outputs
+    sides = [TRIED // (FINEST << level) for level in range(len(levels))] + [2 * TRIED // FINEST]
+    if any(raw.shape[2:] != (side, side) for raw, side in zip((*levels, prototypes), sides)):
+        raise ValueError("its levels are not those of a network with cells of 8, 16, 32, ... pixels")
 
 
 def _merged(state: dict[str, Tensor]) -> dict[str, Tensor]:
