@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from foreign import small
 from torch import nn
 
 from delib.detection.calibration import calibrate_objectness
-from delib.detection.darknet import Head
 from delib.detection.divergence import detection_divergence
+from delib.detection.heads import Head
+from delib.detection.ultralytics import load_ultra
 
 HEADS = [Head(((10.0, 14.0), (23.0, 27.0)), 3), Head(((30.0, 30.0),), 3)]
 
@@ -75,6 +77,25 @@ def test_a_teacher_needs_no_shift_and_a_hopeless_student_gets_a_bounded_one() ->
     assert found[1].shift == pytest.approx(8, abs=1e-4)
     outputs, goal = student(photos(1)), teacher(photos(1))
     assert torch.isfinite(detection_divergence(HEADS)(outputs, goal))
+
+
+def test_networks_without_objectness_have_their_classes_shifted() -> None:
+    teacher = load_ultra("yolo11n-seg.yaml")
+    student, images = copy.deepcopy(teacher), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    moved = [-0.8, 0.5, 0.0]
+    for bias, step in zip(student.certainty_biases(), moved, strict=True):
+        bias += step
+    assert [c.shift for c in teacher.calibrate(student, images)] == pytest.approx([0.8, -0.5, 0.0], abs=1e-4)
+    for ours, theirs in zip(student.parameters(), teacher.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_networks_with_masks_are_calibrated_by_their_objectness() -> None:
+    teacher = small()
+    student, images = copy.deepcopy(teacher), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        student.model[-1].m[0].bias[4::16] -= 0.6
+    assert [c.shift for c in teacher.calibrate(student, images)] == pytest.approx([0.6, 0], abs=1e-4)
 
 
 def test_heads_that_are_no_layers_outputs_are_refused() -> None:

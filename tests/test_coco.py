@@ -77,6 +77,30 @@ def test_bad_labels_are_named(tmp_path, line: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_outlines_are_kept_where_every_object_has_one(tmp_path) -> None:
+    outline = "1 0.1 0.1 0.5 0.1 0.5 0.4"
+    for name, boxes, outlines in (
+        ("a", "1 0.3 0.25 0.4 0.3", outline),  # boxes and outlines apart, as in two published sets
+        ("b", outline, None),  # outlines alone
+        ("c", f"{outline}\n1 0.3 0.25 0.4 0.3", None),  # some of them
+        ("d", "1 0.3 0.25 0.4 0.3", None),
+    ):
+        save(tmp_path / "images" / f"{name}.png")
+        for folder, text in (("labels", boxes), ("labels-seg", outlines)):
+            if text is not None:
+                (tmp_path / folder).mkdir(exist_ok=True)
+                (tmp_path / folder / f"{name}.txt").write_text(text)
+    a, b, c, d = coco.photos(tmp_path / "images")
+    for photo in (a, b):
+        assert photo.outlined is not None
+        assert photo.outlined.outlines is not None
+        assert torch.allclose(photo.outlined.outlines[0], torch.tensor([[0.1, 0.1], [0.5, 0.1], [0.5, 0.4]]))
+        assert photo.labels is not None
+        assert torch.allclose(photo.labels.boxes, torch.tensor([[0.1, 0.1, 0.5, 0.4]]))
+    assert c.outlined is None
+    assert d.outlined is None
+
+
 def test_bad_folders_and_images_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         photos(tmp_path / "nowhere")

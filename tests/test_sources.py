@@ -104,4 +104,4 @@ def test_offline_downloads_nothing(monkeypatch) -> None:
 
 def test_large_weights_are_fetched_only_by_name() -> None:
     known = datasets.FILE_SETS | weights.FILE_SETS | coco.FILE_SETS
-    assert [name for name, files in known.items() if files.optional] == ["yolov3"]
+    assert [name for name, files in known.items() if files.optional] == ["yolov3", "yolov5s-seg", "yolov7-seg"]

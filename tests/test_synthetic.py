@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from foreign import small
 
 from delib.detection import synthetic as module
 from delib.detection.darknet import Darknet, yolov3_tiny
+from delib.detection.heads import Head, SquaredHead
 from delib.detection.infer import boxes_overlap
 from delib.detection.synthetic import MOST, Targets, draw_targets, invert, shortfall, synthesize
+from delib.detection.ultralytics import load_ultra
 from delib.nn.batchnorm import folded, norm_pairs
 from delib.nn.layers import weight_layers
 
@@ -38,8 +41,9 @@ def imagine(network: Darknet, seed: int = 0, steps: int = 20, rate: float = 0.02
 def test_the_network_sees_what_was_asked_for_and_did_not_before(network: Darknet) -> None:
     pictures, things = imagine(network, steps=40, rate=0.06)
     with torch.no_grad():
+        head = network.heads[0]
         before, after = (things.read(network(images), 85) for images in (photos(), pictures))
-    assert float(shortfall(after, things)) < 0.8 * float(shortfall(before, things))
+    assert float(shortfall(after, things, head)) < 0.8 * float(shortfall(before, things, head))
     asked = 5 + things.cls[:, None]
     sure_before, sure_after = (t[:, 4].sigmoid() * t.gather(1, asked)[:, 0].sigmoid() for t in (before, after))
     assert float(sure_after.mean()) > 1.2 * float(sure_before.mean())
@@ -105,11 +109,30 @@ def test_what_is_told_of_things_is_what_the_outputs_hold(network: Darknet) -> No
 
 def test_missing_is_worked_out_by_hand() -> None:
     things = Targets(torch.zeros(1, 5, dtype=torch.long), torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, -0.1]]))
+    head = Head(((10.0, 10.0),), 3)
     sure = torch.tensor([[0.0, 0.0, 0.2, -0.1, 50.0, -50.0, 50.0, -50.0]])
-    assert float(shortfall(sure, things)) == pytest.approx(0, abs=1e-6)
+    assert float(shortfall(sure, things, head)) == pytest.approx(0, abs=1e-6)
     blank = torch.zeros(1, 8)
     ln2 = torch.tensor(2.0).log().item()
-    assert float(shortfall(blank, things)) == pytest.approx(2.5 * ln2 + 0.2 * ln2 + 0.5 * (0.2**2 + 0.1**2))
+    assert float(shortfall(blank, things, head)) == pytest.approx(2.5 * ln2 + 0.2 * ln2 + 0.5 * (0.2**2 + 0.1**2))
+
+
+def test_boxes_are_asked_for_as_each_network_tells_them() -> None:
+    """YOLOv5's sigmoids of boxes: x and y of 0 are the cell's middle, w and h of 0 the anchor's sides."""
+    things = Targets(torch.zeros(1, 5, dtype=torch.long), torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
+    values = torch.tensor([[0.0, 0.0, 0.0, 0.0, 60.0, 60.0, -60.0, 5.0, -7.0]])
+    assert float(shortfall(values, things, SquaredHead(((10.0, 10.0),), 2, 2))) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_network_with_masks_is_asked_too_and_one_without_anchors_refused() -> None:
+    network = small()
+    images, things = invert(network, photos(2), torch.ones(3), torch.Generator().manual_seed(1), steps=2)
+    assert images.shape == photos(2).shape
+    assert len(things.cls)
+    free = load_ultra("yolo11n.yaml")
+    assert synthesize(free, SHOTS, KINDS, 0, seed=1) == []
+    with pytest.raises(ValueError, match="need a network with anchors"):
+        synthesize(free, SHOTS, KINDS, 1, seed=1)
 
 
 def test_folded_norms_are_refused(network: Darknet) -> None:

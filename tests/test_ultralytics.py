@@ -11,6 +11,7 @@ import torch
 from delib.data.download import DataUnavailable
 from delib.detection.coco import sample_photos
 from delib.detection.infer import detect
+from delib.detection.sketches import drawn
 from delib.detection.ultralytics import Ultra, library, load_ultra
 from delib.evolution import Cycle, evolve
 from delib.nn import sparsity
@@ -49,9 +50,29 @@ def test_boxes_are_those_that_ultralytics_decodes(name: str) -> None:
     torch.testing.assert_close(scores, theirs[:, 4 : 4 + scores.shape[2]].mT)
 
 
+@pytest.mark.parametrize("name", ["yolov8n-seg.yaml", "yolo26n-seg.yaml"])
+def test_outputs_are_those_of_ultralytics_at_their_places(name: str) -> None:
+    """Prototypes too, whose transposed convolution is one of 1 x 1 here."""
+    adapted, reference, images = load_ultra(name), plain(name), torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        *levels, prototypes = adapted(images)
+        raw = reference(images)[1]
+    raw = raw.get("one2many", raw)
+    theirs = torch.cat([raw["boxes"], raw["scores"], raw["mask_coefficient"]], 1)
+    torch.testing.assert_close(torch.cat([level.flatten(2) for level in levels], 2), theirs)
+    proto = raw["proto"][0] if isinstance(raw["proto"], tuple) else raw["proto"]
+    torch.testing.assert_close(prototypes, proto, rtol=1e-4, atol=1e-5)
+    assert not [m for m in adapted.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
+
+
 def test_outputs_are_raw_in_both_modes(network: Ultra) -> None:
     images = torch.rand(1, 3, 64, 64)
-    shapes = [(1, 64, 84), (1, 80, 84), (1, 32, 84), (1, 32, 16, 16)]
+    shapes = [
+        (1, 176, 8, 8),
+        (1, 176, 4, 4),
+        (1, 176, 2, 2),
+        (1, 32, 16, 16),
+    ]  # 64 + 80 + 32 channels
     with torch.no_grad():
         assert [tuple(t.shape) for t in network.eval()(images)] == shapes
         assert [tuple(t.shape) for t in network.train()(images)] == shapes
@@ -125,10 +146,9 @@ def test_a_network_with_a_mask_head_brings_its_masks(network: Ultra) -> None:
     photo = sample_photos()[0].read()
     (found,) = detect(network, [photo], size=(96, 96), limit=5)
     assert network.has_masks
-    assert found.masks is not None
-    assert found.masks.shape == (len(found), 1080, 810)
+    assert found.sketches is not None
     assert len(found)
-    for mask, box in zip(found.masks, found.boxes, strict=True):
+    for mask, box in zip(drawn(found.sketches, 1080, 810), found.boxes, strict=True):
         y, x = mask.nonzero(as_tuple=True)
         if len(x):
             assert x.min() >= box[0] - 1

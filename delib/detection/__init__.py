@@ -5,6 +5,7 @@ from delib.detection.augment import Views, oversample
 from delib.detection.calibration import calibrate_objectness
 from delib.detection.coco import CLASSES, Photo, photo_sets, photos, sample_photos
 from delib.detection.darknet import Darknet
+from delib.detection.detector import DetectionNetwork
 from delib.detection.divergence import BACKGROUND, detection_divergence, position_weights
 from delib.detection.infer import CONFIDENT, LEAST, LIKELY, SHOWN, Detections, Detector, detect
 from delib.detection.letterbox import prepare
@@ -13,7 +14,8 @@ from delib.detection.metrics import compare, match, score_table, scores
 from delib.detection.study import Study, Validation, calibration_inputs, classes_present
 from delib.detection.synthetic import synthesize
 from delib.detection.ultralytics import load_ultra
-from delib.detection.zoo import checksums, export_darknet, load_darknet, load_yolo, shipped
+from delib.detection.yolov5 import load_yolov5
+from delib.detection.zoo import checksums, export_darknet, load_darknet, load_detector, load_yolo, shipped
 
 __all__ = [
     "BACKGROUND",
@@ -23,6 +25,7 @@ __all__ = [
     "LIKELY",
     "SHOWN",
     "Darknet",
+    "DetectionNetwork",
     "Detections",
     "Detector",
     "Photo",
@@ -39,8 +42,10 @@ __all__ = [
     "export_darknet",
     "grabcut",
     "load_darknet",
+    "load_detector",
     "load_ultra",
     "load_yolo",
+    "load_yolov5",
     "match",
     "overlays",
     "oversample",

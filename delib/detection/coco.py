@@ -55,11 +55,12 @@ FILE_SETS = {SAMPLE_FILES.name: SAMPLE_FILES}
 
 @dataclass(frozen=True)
 class Labels:
-    """The objects on one photo: ``boxes`` [n, 4] as left, top, right, bottom, in shares of its width and height, and
-    ``classes`` [n]."""
+    """The objects on one photo: ``boxes`` [n, 4] as left, top, right, bottom, in shares of its width and height,
+    ``classes`` [n], and the ``outlines`` [points, 2] of all of them where each was labelled by its outline."""
 
     boxes: Tensor
     classes: Tensor
+    outlines: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -67,10 +68,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class Photo:
-    """An image file and the objects labelled on it; None where nobody labelled it."""
+    """An image file and the objects labelled on it; None where nobody labelled it. ``outlined`` are those labelled by
+    their outlines."""
 
     path: Path
     labels: Labels | None = None
+    outlined: Labels | None = None
 
     def read(self) -> Tensor:
         """The pixels, uint8 RGB [3, height, width], upright; 16-bit grey is scaled to 8 bits.
@@ -105,7 +108,8 @@ def photos(folder: str | Path, limit: int | None = None) -> list[Photo]:
     """The images in ``folder`` and below, by name, at most ``limit``, with their labels.
 
     Labels are looked for where YOLO keeps them: for ``…/images/…/x.jpg`` in ``…/labels/…/x.txt``. Where such a folder
-    exists, an image without a file has no objects. Raises ValueError if there is no image, or a label file is broken.
+    exists, an image without a file has no objects. Outlines are taken from there, or else from ``…/labels-seg/…/x.txt``
+    where there is one. Raises ValueError if there is no image, or a label file is broken.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -113,18 +117,25 @@ def photos(folder: str | Path, limit: int | None = None) -> list[Photo]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not paths:
         raise ValueError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    return [Photo(path, _labels_of(path)) for path in paths[:limit]]
+    return [_labelled(path) for path in paths[:limit]]
 
 
-def _labels_of(image: Path) -> Labels | None:
+def _labelled(image: Path) -> Photo:
+    """A photo with what is known of it."""
     parts = list(image.absolute().parts)
     if "images" not in parts:
-        return None
-    parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    path = Path(*parts).with_suffix(".txt")
-    if path.is_file():
-        return read_labels(path)
-    return Labels(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)) if path.parent.is_dir() else None
+        return Photo(image)
+    at = len(parts) - 1 - parts[::-1].index("images")
+    boxes, outlines = (
+        Path(*parts[:at], kind, *parts[at + 1 :]).with_suffix(".txt") for kind in ("labels", "labels-seg")
+    )
+    labels = read_labels(boxes) if boxes.is_file() else None
+    outlined = labels if labels is not None and labels.outlines else None
+    if outlined is None and outlines.is_file():
+        outlined = read_labels(outlines)
+    if labels is None and boxes.parent.is_dir():
+        labels = Labels(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    return Photo(image, labels, outlined if outlined and outlined.outlines else None)
 
 
 def read_labels(path: Path) -> Labels:
@@ -135,7 +146,7 @@ def read_labels(path: Path) -> Labels:
     """
     if path.stat().st_size > MAX_LABEL_BYTES:
         raise ValueError(f"{path}: larger than {MAX_LABEL_BYTES} bytes, so not a label file; remove it")
-    boxes, classes = [], []
+    boxes, classes, outlines = [], [], []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             values = np.array(line.split(), dtype=float)
@@ -151,8 +162,11 @@ def read_labels(path: Path) -> Labels:
         if len(values) == 5:
             centre, extent = outline
             outline = np.stack([centre - extent / 2, centre + extent / 2])
+        else:
+            outlines.append(torch.tensor(outline, dtype=torch.float32))
         boxes.append([*outline.min(0), *outline.max(0)])
-    return Labels(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(classes).long())
+    drawn = tuple(outlines) if len(outlines) == len(classes) else None
+    return Labels(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(classes).long(), drawn)
 
 
 def sample_photos() -> list[Photo]:

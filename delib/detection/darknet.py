@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delib.detection.darknet_cfg import Section, parse_cfg, yolov3_cfg, yolov3_tiny_cfg
+from delib.detection.detector import DetectionNetwork
+from delib.detection.heads import Head
 from delib.detection.letterbox import DARKNET
 
 # 16 times YOLOv3, in weights as in any layer's output: nothing larger is allocated on the word of a cfg.
@@ -42,33 +44,6 @@ class MaxPool(nn.MaxPool2d):
 
 
 @dataclass(frozen=True)
-class Head:
-    """What the channels of one raw output mean: for each anchor, x, y, w, h, objectness and the classes' logits.
-
-    ``anchors`` are (width, height) in pixels of the network's input.
-    """
-
-    anchors: tuple[tuple[float, float], ...]
-    classes: int
-
-    def decode(self, raw: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Boxes [n, boxes, 4] as left, top, right, bottom in pixels of the input, of ``size`` (height, width), and
-        confidences [n, boxes, classes]: objectness times class probability (Redmon and Farhadi 2018, section 2).
-        """
-        n, _, rows, columns = raw.shape
-        raw = raw.view(n, len(self.anchors), 5 + self.classes, rows, columns).permute(0, 1, 3, 4, 2)
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        cells = torch.stack([x, y], -1).to(raw)
-        strides = raw.new_tensor([size[1] / columns, size[0] / rows])
-        centres = (raw[..., :2].sigmoid() + cells) * strides
-        # The exponent is bounded so that a wild student's boxes stay finite.
-        extents = raw[..., 2:4].clamp(max=10).exp() * raw.new_tensor(self.anchors).view(-1, 1, 1, 2)
-        boxes = torch.cat([centres - extents / 2, centres + extents / 2], -1)
-        confidences = raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()
-        return boxes.reshape(n, -1, 4), confidences.reshape(n, -1, self.classes)
-
-
-@dataclass(frozen=True)
 class _Layer:
     """One section of the cfg as it is run: which layers it reads, what an image of the cfg's size comes out as
     (channels, height, width), and the modules that are applied, by name."""
@@ -81,7 +56,7 @@ class _Layer:
     groups: int = 1
 
 
-class Darknet(nn.Module):
+class Darknet(DetectionNetwork):
     """A network described by a darknet cfg. Takes images [n, 3, height, width] (RGB, 0..1; height and width
     multiples of the largest stride, 32 for YOLOv3), gives the raw output of every yolo layer in the cfg's order,
     each [n, anchors * (5 + classes), height / stride, width / stride], before any sigmoid.
@@ -111,6 +86,11 @@ class Darknet(nn.Module):
         self._needed = {source for i, layer in enumerate(self._layers) for source in layer.sources if source != i - 1}
 
     @property
+    def activations(self) -> dict[str, str]:
+        pairs = {f"c{i}": f"act{i}" for i, layer in enumerate(self._layers) if layer.kind == "convolutional"}
+        return {layer: activation for layer, activation in pairs.items() if hasattr(self, activation)}
+
+    @property
     def kinds(self) -> list[str]:
         """The kind of every layer of the cfg, by its number: ``convolutional``, ``route``, ..."""
         return [layer.kind for layer in self._layers]
@@ -132,11 +112,6 @@ class Darknet(nn.Module):
             if i in self._needed:
                 kept[i] = x
         return outputs
-
-    def decode(self, outputs: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Boxes [n, boxes, 4] and confidences [n, boxes, classes] of all heads together; see ``Head.decode``."""
-        decoded = [head.decode(raw, size) for head, raw in zip(self.heads, outputs, strict=True)]
-        return torch.cat([boxes for boxes, _ in decoded], 1), torch.cat([scores for _, scores in decoded], 1)
 
     def _add(self, section: Section) -> None:
         builders = {

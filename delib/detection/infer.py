@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from delib.detection.detector import DetectionNetwork
 from delib.detection.letterbox import Letterboxing, prepare
+from delib.detection.sketches import Sketch, sketched
 
 LEAST = 0.001  # confidence from which on detections count for average precision
 SHOWN = 0.25  # ... from which on they are shown, and an object counts as found
@@ -19,7 +21,8 @@ CONFIDENT = 0.8  # above this, the teacher's detections are the objects that a s
 
 
 class Detector(Protocol):
-    """A network whose outputs can be read as boxes: ``Darknet`` and ``Ultra`` are such."""
+    """A network whose outputs can be read as boxes: all that is needed to find objects. Networks of torch are more than
+    that, each a ``DetectionNetwork``."""
 
     size: tuple[int, int]  # height and width of the input that the network prefers
     letterboxing: Letterboxing  # how photos of other proportions are fitted into it
@@ -39,20 +42,24 @@ class Detections:
     """What was found on one photo, the most confident first.
 
     ``boxes`` [n, 4] as left, top, right, bottom in the photo's pixels, ``scores`` [n] in 0..1, ``classes`` [n], and
-    ``masks`` [n, height, width] (bool, the photo's size) where something made masks.
+    ``masks`` [n, height, width] (bool, the photo's size) where something made masks. Of a network that draws masks
+    itself ``sketches`` holds what it drew in each box (see ``sketches.drawn``).
     """
 
     boxes: Tensor
     scores: Tensor
     classes: Tensor
     masks: Tensor | None = None
+    sketches: tuple[Sketch, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, index: Tensor | slice) -> Detections:
-        masks = None if self.masks is None else self.masks[index]
-        return Detections(self.boxes[index], self.scores[index], self.classes[index], masks)
+        masks, sketches = None if self.masks is None else self.masks[index], self.sketches
+        if sketches is not None:
+            sketches = tuple(sketches[i] for i in torch.arange(len(self))[index].tolist())
+        return Detections(self.boxes[index], self.scores[index], self.classes[index], masks, sketches)
 
     def above(self, confidence: float) -> Detections:
         """Those with at least this confidence."""
@@ -116,9 +123,9 @@ def detect(
             for i, placement in enumerate(placements):
                 one, places = suppress(boxes[i], scores[i], threshold, overlap, limit)
                 one = replace(one, boxes=placement.back(one.boxes))
-                if getattr(network, "has_masks", False):
-                    logits = network.masks(outputs, i, places)  # type: ignore[attr-defined]
-                    one = replace(one, masks=placement.back_masks(logits.cpu(), size, one.boxes))
+                if isinstance(network, DetectionNetwork) and network.has_masks:
+                    logits = network.masks(outputs, i, places).cpu()
+                    one = replace(one, sketches=sketched(logits, one.boxes, placement, size))
                 found.append(one)
     finally:
         network.train(training)

@@ -52,19 +52,6 @@ class Placement:
         boxes = (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
         return clip_boxes_to_image(boxes, self.photo)
 
-    def back_masks(self, logits: Tensor, size: tuple[int, int], boxes: Tensor) -> Tensor:
-        """Mask logits [n, rows, columns] over a letterbox of ``size`` as masks [n, *photo] (bool) inside ``boxes``."""
-        (left, top), (height, width) = map(int, self.offset), self.photo
-        inner = [round(height * self.scale[1]), round(width * self.scale[0])]
-        masks = torch.zeros(len(logits), height, width, dtype=torch.bool)
-        for mask, logit, box in zip(masks, logits, boxes.round().int().tolist(), strict=True):
-            full = F.interpolate(logit[None, None], size, mode="bilinear")
-            full = full[..., top : top + inner[0], left : left + inner[1]]
-            whole = F.interpolate(full, (height, width), mode="bilinear")[0, 0] > 0
-            x1, y1, x2, y2 = box
-            mask[y1:y2, x1:x2] = whole[y1:y2, x1:x2]
-        return masks
-
 
 def letterbox(photo: Tensor, size: tuple[int, int], how: Letterboxing = DARKNET) -> tuple[Tensor, Placement]:
     """A photo, uint8 [3, height, width], as the network takes it: float32 [3, *size] in 0..1, and where it lies.

@@ -15,6 +15,9 @@ from torchvision.ops import box_convert, box_iou
 from delib.detection.coco import Labels
 from delib.detection.infer import CONFIDENT, LIKELY, SHOWN, Detections
 
+# The number of a photo and detections on it -> these with masks.
+Masked = Callable[[int, Detections], Detections]
+
 
 def match(wanted: Detections, found: Detections, iou: float = 0.5) -> Tensor:
     """For each wanted object the index of the detection that found it, or -1: [wanted], int64.
@@ -104,26 +107,29 @@ def compare(
 
 
 def average_precision(
-    detections: Sequence[Detections], labels: Sequence[Labels | None], sizes: Sequence[tuple[int, int]]
+    detections: Sequence[Detections],
+    labels: Sequence[Labels | None],
+    sizes: Sequence[tuple[int, int]],
+    masked: Masked | None = None,
 ) -> dict[str, float]:
     """COCO's ``ap`` (mean over IoU 0.50 to 0.95), ``ap50`` and ``ap75`` of detections made with threshold ``LEAST``.
 
     ``labels`` and ``sizes`` (height, width) belong to the same photos. Photos of which labels are None, and classes
-    without any label, do not count. Raises ValueError where no photo has an object.
+    without any label, do not count. With ``masked`` the masks that it gives are compared with the labels' outlines, of
+    labels that have them, instead of boxes with boxes. Raises ValueError where no photo has an object.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    for photo, (found, known, (height, width)) in enumerate(zip(detections, labels, sizes, strict=True)):
-        if known is None:
+    for photo, (found, known, size) in enumerate(zip(detections, labels, sizes, strict=True)):
+        if known is None or (masked is not None and known.outlines is None):
             continue
-        scale = known.boxes.new_tensor([width, height, width, height])
-        for cls, box in zip(known.classes.tolist(), _corner_and_size(known.boxes * scale), strict=True):
-            one = {"image_id": photo, "category_id": cls, "bbox": box, "area": box[2] * box[3]}
-            truth.append(one | {"id": len(truth) + 1, "iscrowd": 0})
-        rows = zip(found.classes.tolist(), _corner_and_size(found.boxes), found.scores.tolist(), strict=True)
-        results += [{"image_id": photo, "category_id": cls, "bbox": box, "score": score} for cls, box, score in rows]
+        for one in _labelled(known, size):
+            truth.append(one | {"image_id": photo, "id": len(truth) + 1, "iscrowd": 0})
+        places = _regions(photo, found, masked)
+        rows = zip(found.classes.tolist(), places, found.scores.tolist(), strict=True)
+        results += [{"image_id": photo, "category_id": cls, "score": score} | place for cls, place, score in rows]
     if not truth:
         raise ValueError("none of the photos has a labelled object, so there is no average precision")
     if not results:
@@ -132,9 +138,35 @@ def average_precision(
     images = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
     categories = [{"id": c, "name": str(c)} for c in classes]
     coco = COCO({"images": images, "annotations": truth, "categories": categories})
-    evaluation = COCOeval_faster(coco, coco.loadRes(results), "bbox", print_function=lambda *_: None)
+    kind = "bbox" if masked is None else "segm"
+    evaluation = COCOeval_faster(coco, coco.loadRes(results), kind, print_function=lambda *_: None)
     evaluation.run()
     return dict(zip(("ap", "ap50", "ap75"), (float(v) for v in np.asarray(evaluation.stats[:3])), strict=True))
+
+
+def _labelled(known: Labels, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """A photo's labels as COCO writes them, in pixels."""
+    scale = known.boxes.new_tensor([size[1], size[0]])
+    boxes = _corner_and_size(known.boxes * scale.repeat(2))
+    rows = [
+        {"category_id": cls, "bbox": box, "area": box[2] * box[3]}
+        for cls, box in zip(known.classes.tolist(), boxes, strict=True)
+    ]
+    for row, outline in zip(rows, known.outlines or ()):
+        row["segmentation"] = [(outline * scale).flatten().tolist()]
+    return rows
+
+
+def _regions(photo: int, found: Detections, masked: Masked | None) -> list[dict[str, Any]]:
+    """Where detections are, as COCO writes it: boxes, or masks in run lengths, one drawn after another."""
+    if masked is None:
+        return [{"bbox": box} for box in _corner_and_size(found.boxes)]
+    from faster_coco_eval.core import mask as run_lengths
+
+    drawn = (masked(photo, found[i : i + 1]).masks for i in range(len(found)))
+    return [
+        {"segmentation": run_lengths.encode(np.asfortranarray(m[0].numpy(), np.uint8))} for m in drawn if m is not None
+    ]
 
 
 def _corner_and_size(boxes: Tensor) -> Any:
@@ -168,12 +200,14 @@ def scores(
     student: Sequence[Detections],
     labels: Sequence[Labels | None],
     sizes: Sequence[tuple[int, int]],
-    masked: Callable[[int, Detections], Detections],
+    masked: Masked,
+    outlined: Sequence[Labels | None] = (),
 ) -> dict[str, float]:
     """All metrics of a student as a flat dict: retention and false positives, agreement of masks, average precision.
 
     Both sides were detected with threshold ``LEAST``, on photos of ``sizes`` (height, width). ``masked`` gives the
-    detections on the photo of that number with masks. Without labelled objects there is no average precision.
+    detections on the photo of that number with masks. Without labelled objects there is no average precision, and none
+    of masks unless both sides drew theirs themselves and some photo's labels in ``outlined`` have outlines.
     """
     seen, found_again = ([one.above(SHOWN) for one in side] for side in (teacher, student))
     result = compare(seen, found_again)
@@ -193,10 +227,14 @@ def scores(
         "confidence_gap": result.confidence_gap,
         "mask_iou": float(agreement.mean()) if len(agreement) else 1.0,
     }
-    if any(labels):
-        for side, found in (("teacher_", teacher), ("", student)):
+    own = all(one.sketches is not None for one in (*teacher, *student))
+    for side, found in (("teacher_", teacher), ("", student)):
+        if any(labels):
             precision = average_precision(found, labels, sizes)
             metrics |= {f"{side}{name}": precision[name] for name in ("ap", "ap50")}
+        if own and any(outlined):
+            precision = average_precision(found, outlined, sizes, masked)
+            metrics |= {f"{side}mask_{name}": precision[name] for name in ("ap", "ap50")}
     return metrics
 
 
@@ -211,6 +249,7 @@ READABLE = {
     "agreement of masks (mean IoU)": "{mask_iou:.3f}",
     "divergence on validation photos": "{validation_divergence:.3f}",
     "AP50 against labels": "{ap50:.3f} (teacher {teacher_ap50:.3f})",
+    "AP50 of its own masks against outlines": "{mask_ap50:.3f} (teacher {teacher_mask_ap50:.3f})",
     "photos": "{photos_tested}",
 }
 

@@ -27,10 +27,18 @@ GAP, INK, PAPER = 12, "#111111", "#FFFFFF"
 Area = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def overlay(photo: Tensor, found: Detections, *, height: int = HEIGHT, lost: Detections | None = None) -> np.ndarray:
+def overlay(
+    photo: Tensor,
+    found: Detections,
+    *,
+    height: int = HEIGHT,
+    lost: Detections | None = None,
+    names: Sequence[str] = CLASSES,
+) -> np.ndarray:
     """The photo, uint8 RGB [3, h, w], scaled to ``height`` pixels with the detections on it: uint8 [height, width, 3].
 
-    ``lost`` objects are drawn as dashed boxes without a mask. Lines and letters have the same size on every photo.
+    ``names`` are the classes'. ``lost`` objects are drawn as dashed boxes without a mask. Lines and letters have the
+    same size on every photo.
     """
     scale = height / photo.shape[1]
     size = (height, max(1, round(photo.shape[2] * scale)))
@@ -45,12 +53,19 @@ def overlay(photo: Tensor, found: Detections, *, height: int = HEIGHT, lost: Det
     image = Image.fromarray(canvas.round().byte().permute(1, 2, 0).numpy())
     taken: list[Area] = []
     if lost is not None:
-        _draw(image, lost, scale, taken, dashed=True)
-    _draw(image, found, scale, taken)
+        _draw(image, lost, scale, taken, names, dashed=True)
+    _draw(image, found, scale, taken, names)
     return np.asarray(image)
 
 
-def side_by_side(photo: Tensor, teacher: Detections, student: Detections, *, height: int = HEIGHT) -> np.ndarray:
+def side_by_side(
+    photo: Tensor,
+    teacher: Detections,
+    student: Detections,
+    *,
+    height: int = HEIGHT,
+    names: Sequence[str] = CLASSES,
+) -> np.ndarray:
     """Teacher's and student's detections on the same photo, each under a line that counts: uint8 [h, w, 3].
 
     Of the teacher's objects (above ``CONFIDENT``) those that the student lost are dashed on the student's side.
@@ -58,7 +73,8 @@ def side_by_side(photo: Tensor, teacher: Detections, student: Detections, *, hei
     objects, lost = int((teacher.scores > CONFIDENT).sum()), lost_objects(teacher, student)
     left = f"Teacher: {objects} object{'s' * (objects != 1)} above {CONFIDENT:g}"
     right = f"Student: {objects - len(lost)} of {objects} found" + f", {len(lost)} lost (dashed)" * (len(lost) > 0)
-    panels = (overlay(photo, teacher, height=height), overlay(photo, student, height=height, lost=lost))
+    pairs = ((teacher, None), (student, lost))
+    panels = [overlay(photo, found, height=height, lost=gone, names=names) for found, gone in pairs]
     return beside([_titled(panel, title) for panel, title in zip(panels, (left, right), strict=True)])
 
 
@@ -83,19 +99,19 @@ def png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def describe(found: Detections) -> str:
+def describe(found: Detections, names: Sequence[str] = CLASSES) -> str:
     """The detections in words, for alternative texts: ``person 0.98, dog 0.85``."""
-    return ", ".join(_labels(found)) or "nothing"
+    return ", ".join(_labels(found, names)) or "nothing"
 
 
-def class_name(cls: int) -> str:
+def class_name(cls: int, names: Sequence[str] = CLASSES) -> str:
     """The class in words."""
-    return CLASSES[cls] if cls < len(CLASSES) else f"class {cls}"
+    return names[cls] if cls < len(names) else f"class {cls}"
 
 
-def _labels(found: Detections) -> list[str]:
+def _labels(found: Detections, names: Sequence[str]) -> list[str]:
     pairs = zip(found.classes.tolist(), found.scores.tolist(), strict=True)
-    return [f"{class_name(cls)} {score:.2f}" for cls, score in pairs]
+    return [f"{class_name(cls, names)} {score:.2f}" for cls, score in pairs]
 
 
 def _titled(panel: np.ndarray, title: str) -> np.ndarray:
@@ -106,7 +122,14 @@ def _titled(panel: np.ndarray, title: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def _draw(image: Image.Image, found: Detections, scale: float, taken: list[Area], dashed: bool = False) -> None:
+def _draw(
+    image: Image.Image,
+    found: Detections,
+    scale: float,
+    taken: list[Area],
+    names: Sequence[str],
+    dashed: bool = False,
+) -> None:
     """Boxes, then their labels; the most confident object lies on top and gets the best place for its label."""
     draw, found = ImageDraw.Draw(image), found[found.scores.argsort(descending=True, stable=True)]
     boxes, inks = (
@@ -120,7 +143,7 @@ def _draw(image: Image.Image, found: Detections, scale: float, taken: list[Area]
         for line in _dashes(x1, y1, x2, y2) if dashed else ():
             draw.line(line, INK, 5)
             draw.line(line, PAPER, 3)
-    for box, ink, text in zip(boxes, inks, _labels(found), strict=True):
+    for box, ink, text in zip(boxes, inks, _labels(found, names), strict=True):
         _draw_label(image, box, f"lost: {text}" if dashed else text, ink, taken)
 
 

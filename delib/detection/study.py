@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from delib.detection import overlays
 from delib.detection.augment import Views
-from delib.detection.coco import Photo
-from delib.detection.darknet import Darknet
-from delib.detection.divergence import detection_divergence
+from delib.detection.coco import CLASSES, Photo
+from delib.detection.detector import DetectionNetwork
 from delib.detection.infer import CONFIDENT, LEAST, LIKELY, SHOWN, Detections, Detector, detect, device_of
-from delib.detection.letterbox import prepare
+from delib.detection.letterbox import DARKNET, Letterboxing, prepare
 from delib.detection.masks import grabcut
 from delib.detection.metrics import Comparison, compare, lost_objects, scores
+from delib.detection.sketches import drawn
 
 MASKS_KEPT = 2000  # a mask of a COCO photo takes 300 kB
 Found = Sequence[Detections]  # what a network found on the study's photos, in their order
@@ -49,6 +49,8 @@ class Study:
         self.pictures = [photo.read() if isinstance(photo, Photo) else photo.cpu() for photo in photos]
         self.sizes = [(picture.shape[1], picture.shape[2]) for picture in self.pictures]
         self.labels = [photo.labels if isinstance(photo, Photo) else None for photo in photos]
+        self.outlined = [photo.outlined if isinstance(photo, Photo) else None for photo in photos]
+        self.names: Sequence[str] = getattr(teacher, "names", CLASSES)
         self.teacher = self.detect(teacher)
         self.shown = _above(self.teacher)
         objects = [int((found.scores > CONFIDENT).sum()) for found in self.shown]
@@ -74,7 +76,7 @@ class Study:
 
     def scores(self, found: Found) -> dict[str, float]:
         """All metrics of a student's detections from ``LEAST`` on; see ``metrics.scores``."""
-        return scores(self.teacher, found, self.labels, self.sizes, self._masked)
+        return scores(self.teacher, found, self.labels, self.sizes, self._masked, self.outlined)
 
     def curves(self, found: Mapping[float, Found]) -> dict[str, tuple[list[float], list[float]]]:
         """Lines for ``suite.figures.curves``: retention and false positives against the keys of ``found``."""
@@ -87,17 +89,18 @@ class Study:
         """The teacher's detections, or a student's, with masks; two photos a row."""
         which = self._chosen(photos)
         some = self._some(self.shown if found is None else _above(found), which)
-        panels = [overlays.overlay(self.pictures[i], one) for i, one in zip(which, some, strict=True)]
+        panels = [overlays.overlay(self.pictures[i], one, names=self.names) for i, one in zip(which, some, strict=True)]
         rows = [overlays.beside(panels[i : i + 2]) for i in range(0, len(panels), 2)]
         who = "teacher" if found is None else "student"
-        return overlays.png(overlays.below(rows)), f"Photos with the {who}'s detections: {_words(some)}"
+        return overlays.png(overlays.below(rows)), f"Photos with the {who}'s detections: {self._words(some)}"
 
     def side_by_side(self, found: Found, photos: int | Sequence[int] = 4) -> Picture:
         """The teacher's detections (left) and a student's (right); objects that the student lost are dashed."""
         which = self._chosen(photos)
         theirs, ours = self._some(self.shown, which), self._some(_above(found), which)
-        rows = [overlays.side_by_side(self.pictures[i], t, s) for i, t, s in zip(which, theirs, ours, strict=True)]
-        words = f"Teacher's and student's detections side by side. The student's: {_words(ours)}"
+        sides = zip(which, theirs, ours, strict=True)
+        rows = [overlays.side_by_side(self.pictures[i], t, s, names=self.names) for i, t, s in sides]
+        words = f"Teacher's and student's detections side by side. The student's: {self._words(ours)}"
         return overlays.png(overlays.below(rows)), words
 
     def frames(
@@ -107,18 +110,21 @@ class Study:
         which, frames = self._chosen(photos), []
         for sparsity, one in found.items():
             some, result = self._some(_above(one), which), self.compare(one)
-            pairs = zip(which, some, strict=True)
-            panels = [overlays.overlay(self.pictures[i], s, lost=lost_objects(self.shown[i], s)) for i, s in pairs]
+            missed = [lost_objects(self.shown[i], s) for i, s in zip(which, some, strict=True)]
+            panels = [
+                overlays.overlay(self.pictures[i], s, lost=gone, names=self.names)
+                for i, s, gone in zip(which, some, missed, strict=True)
+            ]
             label = f"{sparsity:.1%}"
             caption = f"{result.retained()} of {result.objects} objects on all {len(self)} photos retained"
-            frames.append((label, overlays.png(overlays.beside(panels)), f"At {label}: {_words(some)}", caption))
+            frames.append((label, overlays.png(overlays.beside(panels)), f"At {label}: {self._words(some)}", caption))
         return frames
 
     def lost(self, found: Found, at: float = LIKELY) -> pd.DataFrame:
         """Every object of the teacher that a student does not find with confidence ``at``: where, what, how sure."""
         result = self.compare(found)
         rows = [
-            (photo, overlays.class_name(int(self.shown[photo].classes[i])), *confidences)
+            (photo, overlays.class_name(int(self.shown[photo].classes[i]), self.names), *confidences)
             for (photo, i), confidences in zip(result.places.tolist(), result.confidences.tolist(), strict=True)
             if confidences[1] < at
         ]
@@ -135,10 +141,15 @@ class Study:
     def _some(self, found: Found, photos: Sequence[int]) -> list[Detections]:
         return [self._masked(i, found[i]) for i in photos]
 
+    def _words(self, found: Found) -> str:
+        return "; ".join(overlays.describe(one, self.names) for one in found)
+
     def _masked(self, photo: int, found: Detections) -> Detections:
         """Detections on one photo with masks."""
         if found.masks is not None:
             return found
+        if found.sketches is not None:
+            return replace(found, masks=drawn(found.sketches, *self.sizes[photo]))
         masks = [self._mask(photo, tuple(box)) for box in found.boxes.tolist()]
         return replace(found, masks=torch.stack(masks) if masks else self.pictures[photo][:0].bool())
 
@@ -149,10 +160,10 @@ class Validation:
     ``teacher`` is the network that students diverge from; ``inputs`` [n, 3, *size] are where it is.
     """
 
-    def __init__(self, teacher: Darknet, photos: Sequence[Photo], size: int, batch: int = 12) -> None:
+    def __init__(self, teacher: DetectionNetwork, photos: Sequence[Photo], size: int, batch: int = 12) -> None:
         pictures = [photo.read().to(device_of(teacher)) for photo in photos]
         self.inputs, _ = prepare(pictures, (size, size), teacher.letterboxing)
-        self.measure = detection_divergence(teacher.heads)
+        self.measure = teacher.divergence()
         with torch.no_grad():
             self._batches = [(part, teacher(part)) for part in self.inputs.split(batch)]
 
@@ -170,22 +181,23 @@ def classes_present(teacher: Detector, pictures: Sequence[Tensor], size: int) ->
 
 
 def calibration_inputs(
-    pictures: Sequence[Tensor], shots: Sequence[Tensor], counts: tuple[int, int], size: int, seed: int
+    pictures: Sequence[Tensor],
+    shots: Sequence[Tensor],
+    counts: tuple[int, int],
+    size: int,
+    seed: int,
+    letterboxing: Letterboxing = DARKNET,
 ) -> Tensor:
     """Inputs that layers are fitted to, channels last: the first of ``pictures`` letterboxed, and views of ``shots``.
 
-    ``counts`` says how many of each.
+    ``counts`` says how many of each, ``letterboxing`` how the network takes its photos.
     """
-    inputs, _ = prepare(pictures[: counts[0]], (size, size))
+    inputs, _ = prepare(pictures[: counts[0]], (size, size), letterboxing)
     if counts[1]:
-        views = Views(shots, [size])(counts[1], torch.Generator().manual_seed(seed))
+        views = Views(shots, [size], letterboxing.margin)(counts[1], torch.Generator().manual_seed(seed))
         inputs = torch.cat([inputs, views])
     return inputs.contiguous(memory_format=torch.channels_last)
 
 
 def _above(found: Found) -> list[Detections]:
     return [one.above(SHOWN) for one in found]
-
-
-def _words(found: Found) -> str:
-    return "; ".join(map(overlays.describe, found))

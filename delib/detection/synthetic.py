@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from delib.detection.augment import Views
-from delib.detection.darknet import Darknet
+from delib.detection.detector import DetectionNetwork
+from delib.detection.heads import Head
 from delib.detection.infer import boxes_overlap
 from delib.files import atomic_path, in_batch
 from delib.nn.device import multiplying
@@ -41,7 +42,7 @@ COLOURS = ((0.563, 0.195, 0.043), (0.585, 0.0, -0.108), (0.585, -0.195, 0.065))
 @dataclass(frozen=True)
 class Targets:
     """The objects to be seen: for each its ``place`` in the raw outputs [objects, 5] (image, head, anchor, row,
-    column), its class ``cls`` [objects], and its ``box`` [objects, 4] as raw outputs encode it: x and y in the cell
+    column), its class ``cls`` [objects], and its ``box`` [objects, 4] as ``Head.placed`` gives it: x and y in the cell
     (0..1), the logarithms of width and height over the anchor's."""
 
     place: Tensor
@@ -49,10 +50,11 @@ class Targets:
     box: Tensor
 
     def read(self, outputs: Sequence[Tensor], values: int) -> Tensor:
-        """What raw outputs, of so many ``values`` per anchor, hold at each object's place: [objects, values]."""
+        """What raw outputs, of so many ``values`` per anchor, hold at each object's place: [objects, values]; mask
+        prototypes behind them are not looked at."""
         picture, head, anchor, row, column = self.place.unbind(1)
         answer = outputs[0].new_zeros(len(self.cls), values)
-        for number, raw in enumerate(outputs):
+        for number, raw in enumerate(outputs[: int(head.max()) + 1]):
             here = (head == number).nonzero()[:, 0]
             at = (picture[here], anchor[here], slice(None), row[here], column[here])
             answer = answer.index_copy(0, here, raw.unflatten(1, (-1, values))[at])
@@ -60,7 +62,7 @@ class Targets:
 
 
 def synthesize(
-    network: Darknet,
+    network: DetectionNetwork,
     photos: Sequence[Tensor],
     classes: Sequence[Collection[int]],
     count: int,
@@ -72,8 +74,8 @@ def synthesize(
 
     Parameters
     ----------
-    network : Darknet
-        The teacher, with its batch norms; left as it is.
+    network : DetectionNetwork
+        The teacher, with its batch norms and with anchors; left as it is.
     photos : sequence of Tensor
         uint8 RGB [3, height, width], of any sizes, where the network is, as the images will be.
     classes : sequence of collections of int
@@ -85,7 +87,15 @@ def synthesize(
         In which layers multiply (see ``fastest_precision``).
     checkpoint : Path, optional
         The work goes on from this file if it exists, and is saved there as it goes.
+
+    Raises
+    ------
+    ValueError
+        If images are asked for and the network has no anchors.
     """
+    if not count:
+        return []
+    _anchored(network)
     holding = Counter(cls for several in classes for cls in set(several))
     odds = torch.tensor([1 / math.sqrt(1 + holding[cls]) for cls in range(network.heads[0].classes)])
     views = Views(photos, [SIDE])
@@ -104,7 +114,7 @@ def synthesize(
 
 
 def invert(
-    network: Darknet,
+    network: DetectionNetwork,
     photos: Tensor,
     odds: Tensor,
     chance: torch.Generator,
@@ -121,6 +131,7 @@ def invert(
     network stays as it is; it multiplies in ``precision``. Raises ValueError where it has no batch norms: their running
     statistics tell how photos look from inside.
     """
+    head = _anchored(network)[0]
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)][2:]  # the first are costly
     if not norms:
         raise ValueError("the network's norms are folded, or it has none; give the network as it was loaded")
@@ -133,26 +144,34 @@ def invert(
         pictures = _changed(photos, waves, spectrum)
         with watched_calls(norms) as seen, multiplying(network, precision):
             outputs = network(_jittered(pictures, chance).contiguous(memory_format=torch.channels_last))
-        values = targets.read([raw.float() for raw in outputs], 5 + len(odds))
+        values = targets.read([raw.float() for raw in outputs], head.values)
         deviation = torch.stack([_deviation(call.module, call.input.float()) for call in seen]).sum()
         roughness = pictures.diff(dim=2).square().sum() + pictures.diff(dim=3).square().sum()
-        loss = shortfall(values, targets) + len(photos) * STATISTICS * deviation + ROUGHNESS * roughness
+        loss = shortfall(values, targets, head) + len(photos) * STATISTICS * deviation + ROUGHNESS * roughness
         (waves.grad,) = torch.autograd.grad(loss, [waves])  # none of the network's own values
         optimizer.step()
     with torch.no_grad():
         return _changed(photos, waves, spectrum), targets
 
 
-def draw_targets(network: Darknet, photos: Tensor, odds: Tensor, chance: torch.Generator) -> Targets:
+def _anchored(network: DetectionNetwork) -> Sequence[Head]:
+    """The network's heads. Raises ValueError where they have no anchors, in which objects are asked for."""
+    heads = [head for head in network.heads if isinstance(head, Head)]
+    if not heads:
+        raise ValueError("synthetic images need a network with anchors, and this one has none; ask for 0 of them")
+    return heads
+
+
+def draw_targets(network: DetectionNetwork, photos: Tensor, odds: Tensor, chance: torch.Generator) -> Targets:
     """Up to ``MOST`` targets on each photo, in boxes about as large as the anchors, that do not overlap."""
-    side, rows, boxes = photos.shape[-1], [], []
+    side, rows, boxes, heads = photos.shape[-1], [], [], _anchored(network)
     with torch.no_grad():
-        strides = [side // raw.shape[-1] for raw in network(photos[:1])]
+        strides = [side // raw.shape[-1] for raw in network(photos[:1])[: len(heads)]]
     for picture in range(len(photos)):
         taken: list[tuple[float, ...]] = []
         for _ in range(6 * MOST):
             head = int(torch.randint(len(strides), (), generator=chance))
-            anchors, stride = network.heads[head].anchors, strides[head]
+            anchors, stride = heads[head].anchors, strides[head]
             anchor = int(torch.randint(len(anchors), (), generator=chance))
             stretch = (0.25 * torch.randn(2, generator=chance)).exp().tolist()
             w, h = (min(a * s, 0.85 * side) for a, s in zip(anchors[anchor], stretch, strict=True))
@@ -191,12 +210,15 @@ def _jittered(pictures: Tensor, chance: torch.Generator) -> Tensor:
     return pictures.roll(shift, (2, 3)) * (1 + 0.3 * gain) + 0.1 * light
 
 
-def shortfall(values: Tensor, targets: Targets) -> Tensor:
-    """How far raw outputs [objects, values] at the targets' places are from showing them: there, with class and box."""
-    classes = values[:, 5:]
+def shortfall(values: Tensor, targets: Targets, head: Head) -> Tensor:
+    """How far raw outputs [objects, values] at the targets' places are from showing them: there, with class and box.
+
+    ``head`` says what the values mean.
+    """
+    classes = values[:, 5 : 5 + head.classes]
     wanted = classes.gather(1, targets.cls[:, None])[:, 0]
     others = F.softplus(classes).sum(1) - F.softplus(wanted)
-    boxes = torch.cat([values[:, :2].sigmoid(), values[:, 2:4]], 1) - targets.box
+    boxes = head.placed(values[:, :4]) - targets.box
     present = F.softplus(-values[:, 4]) + 1.5 * F.softplus(-wanted)
     return (present + 0.1 * others + 0.5 * boxes.square().sum(1)).sum()
 

