@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from delib.distillation import GradualPruning, Recipe, distill
-from delib.evolution import Cycle, SparsityDatabase, evolve
+from delib.evolution import Cycle, RateDatabase, SparsityDatabase, evolve
 from delib.evolution.criteria import magnitude, obs
 from delib.files import clock
 from delib.nn import checkpoint, kl, mse
@@ -67,7 +67,9 @@ def distilling() -> Any:
 def building() -> Any:
     names = ["0", "2", "4"]
     first = SparsityDatabase.build(network(), names, INPUTS, magnitude, mse)
-    return [first.state(), SparsityDatabase.build(network(), names, INPUTS, obs, mse).state()]
+    second = SparsityDatabase.build(network(), names, INPUTS, obs, mse)
+    rates = RateDatabase.build(network(), dict.fromkeys(names, 0.5), INPUTS, [1e-6, 1e-5], mse)
+    return [first.state(), second.state(), {n: [entry.state() for entry in entries] for n, entries in rates.items()}]
 
 
 STEPS: dict[str, Callable[[], Any]] = {"evolve": evolving, "distill": distilling, "database": building}
