@@ -148,6 +148,11 @@ def clock() -> float:
     return time.perf_counter() + _restored[0]
 
 
+def restored_seconds() -> float:
+    """How many of the seconds on the clock came from checkpoints, in this process."""
+    return _restored[0]
+
+
 def advance_clock(seconds: float) -> None:
     """Count ``seconds`` of work that a checkpoint gave back."""
     _restored[0] += seconds

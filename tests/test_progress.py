@@ -60,10 +60,10 @@ def test_without_a_terminal_it_is_a_line_a_minute(project: Any, monkeypatch: pyt
     told = io.StringIO()
     run("10_toy", "smoke", progress=Progress(told))
     lines = told.getvalue().splitlines()
-    assert "10_toy: cell 3 of 4, at work for " in "".join(lines)
+    assert "10_toy: cell 4 of 5, at work for " in "".join(lines)
     again = io.StringIO()
     run("10_toy", "smoke", force=True, progress=Progress(again))
-    assert "10_toy: cell 3 of 4, about " in again.getvalue()
+    assert "10_toy: cell 4 of 5, about " in again.getvalue()
     assert "\x1b" not in told.getvalue() + again.getvalue()
 
 
@@ -79,7 +79,7 @@ def test_on_a_terminal_it_is_a_bar_for_each_and_lines_above(project: Any) -> Non
     os.close(ours)
     text = shown.decode()
     for name in ("00_a", "01_b"):
-        assert f"{name}: cell 3 of 4" in text
+        assert f"{name}: cell 4 of 5" in text
         assert f"{name} (smoke) … done" in text
 
 

@@ -93,7 +93,7 @@ def sweep(
             said.say(f"{len(outcomes)} of {len(cells)}: {cells[task.folder]} … {how(outcome)}")
     table = _written([_row(cell, outcomes[own]) for own, cell in cells.items()], folder)
     results = [outcome for outcome in outcomes.values() if isinstance(outcome, Result)]
-    failed = {str(cells[own]): str(error) for own, error in outcomes.items() if isinstance(error, Exception)}
+    failed = {str(cells[own]): _said(error) for own, error in outcomes.items() if isinstance(error, Exception)}
     page = _page(table, path.stem, list(grid), folder)
     reused = sum(result.reused for result in results)
     return Swept(folder / "table.csv", page, len(results) - reused, reused, failed)
@@ -151,9 +151,14 @@ def _row(cell: Cell, outcome: Result | Exception) -> dict[str, Any]:
     executed, record, _ = cell.task.files
     if isinstance(outcome, Exception):
         failed = executed.with_name(f"{executed.stem}.failed.ipynb")
-        return {**named, "error": str(outcome), "notebook": str(failed if failed.is_file() else "")}
+        return {**named, "error": _said(outcome), "notebook": str(failed if failed.is_file() else "")}
     found = read_record(record)
     return {**named, **found["metrics"], "seconds": found.get("seconds"), "error": "", "notebook": str(executed)}
+
+
+def _said(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _written(rows: list[dict[str, Any]], folder: Path) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from delib.files import clock, project_root, write_json
+from delib.files import clock, project_root, restored_seconds, write_json
 from delib.suite.parameters import check_parameters, read_parameters
 
 RECORDED_PACKAGES = ("delib", "torch", "torchvision", "numpy", "numba", "constriction", "papermill")
@@ -156,6 +156,7 @@ class Run:
                 "git_revision": git_revision(),
                 "data": self.data,
                 "seconds": round(clock() - self._start, 1),
+                "restored_seconds": round(restored_seconds(), 1),
                 "metrics": self.metrics,
             },
         )
