@@ -50,7 +50,6 @@ def evolution(share: float, population: int, temperature: float = 0.1, recover: 
             divergence=soft_kl,
             recovery=partial(gauss_newton, inputs=inputs) if recover else None,
             seed=seed,
-            progress=False,
         ).student
 
     return run

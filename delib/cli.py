@@ -1,9 +1,9 @@
-"""The command line: ``run``, ``report``, ``compress``, ``encode``, ``decode``, ``inspect``, ``export``, ``fetch``,
-``plan``."""
+"""The command line: notebooks are run, reported, swept; networks planned, compressed, encoded, decoded, inspected."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +64,7 @@ def run(
 ) -> None:
     """Run one notebook. With -p, results go to reports/<profile>-custom unless --into names another folder."""
     from delib.suite import runner
+    from delib.suite.progress import Progress
 
     given = {}
     for pair in parameter or []:
@@ -71,7 +72,7 @@ def run(
         if not equals:
             raise typer.BadParameter(f"`{pair}` has no value; write -p {pair} VALUE")
         given[name] = value
-    result = runner.run(notebook, profile, given, into=into, text=True, force=force)
+    result = runner.run(notebook, profile, given, into=into, text=True, force=force, progress=Progress())
     typer.echo(f"{'up to date' if result.reused else 'done'}: {result.notebook}")
     typer.echo(f"record: {result.record}")
 
@@ -85,15 +86,39 @@ def report(
 ) -> None:
     """Run what changed of all notebooks, then compile reports/<profile>/index.html and print its path."""
     from delib.suite import report, runner
+    from delib.suite.progress import Progress
+    from delib.suite.record import report_folder
 
-    def tell(notebook: str, outcome: str) -> None:
-        typer.echo(f"{notebook} ({profile}) … {outcome}", err=True)
-
-    runner.run_all(profile, force=force, jobs=jobs, tell=tell)
+    if (meanwhile := report_folder("reference") / "index.html").is_file():
+        typer.echo(f"to look at meanwhile: {meanwhile}", err=True)
+    runner.run_all(profile, force=force, jobs=jobs, progress=Progress())
     index = report.compile_report(profile)
     typer.echo(str(index))
     if show:
         typer.launch(index.as_uri())
+
+
+@app.command()
+def sweep(
+    notebook: Annotated[str, typer.Argument(help="A notebook's path, or its name in notebooks/, such as 01_mnist.")],
+    grid: Annotated[list[str], typer.Option(metavar="NAME=A,B,C", help="Values of a parameter; may be given again.")],
+    profile: Profile = "quick",
+    jobs: Annotated[int, typer.Option(min=1, help="Cells that run at a time on this machine.")] = JOBS,
+    scheduler: Annotated[str, typer.Option(help="Address of a Dask scheduler, whose workers run the cells.")] = "",
+    into: Annotated[str, typer.Option(help="Folder of reports/ for table and page.")] = "",
+) -> None:
+    """Run a notebook with every combination of values; run again, only what is missing or changed is run."""
+    from delib.suite import grid as grids
+    from delib.suite.progress import Progress
+
+    values = grids.grid_of(grid)
+    swept = grids.sweep(notebook, values, profile, into=into, jobs=jobs, scheduler=scheduler, progress=Progress())
+    for cell, error in swept.failed.items():
+        typer.echo(f"stopped: {cell}: {error}", err=True)
+    typer.echo(f"{swept.done} done, {swept.reused} up to date, {len(swept.failed)} stopped")
+    typer.echo(f"table: {swept.table}\n{swept.page}")
+    if swept.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -307,11 +332,18 @@ def _plan_notebook(notebook: str, profile: str) -> None:
         raise ValueError(f"{path.stem} has not run in {profile} yet; `delib run {path.stem} --profile smoke` is brief")
 
 
+def _terminated(*_: object) -> None:
+    """SIGTERM tidies up as an interrupt does."""
+    typer.echo("delib: terminated; the next call goes on from here", err=True)
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     """The entry point: what goes wrong in our own ways becomes one line and exit code 1 (usage: 2).
 
-    ``DELIB_DEBUG=1`` shows the traceback instead.
+    ``DELIB_DEBUG=1`` shows the traceback instead. What ends it, ends all that it began.
     """
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except (ValueError, OSError, RuntimeError) as error:
@@ -319,3 +351,5 @@ def main() -> None:
             raise
         typer.echo(f"delib: {' '.join(str(error).split()) or type(error).__name__}", err=True)
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)

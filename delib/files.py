@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 # Files and folders of a folder that its digest covers: enough for photos, and soon counted if someone names a disk.
 MOST_ENTRIES = 100_000
@@ -49,6 +52,45 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock ``path`` while the block runs; as long as another process or thread has it, ``waiting`` is called
+    with its owner twice a second, and may raise.
+
+    The system frees the lock of a process that ended, however it did; the file that it leaves holds nobody up.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while (file := _locked(path)) is None:
+        owner = ""
+        with suppress(OSError):  # given back just now
+            owner = path.read_text(encoding="utf-8").strip()
+        waiting(owner or "another process")
+        time.sleep(0.5)
+    with file:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> TextIO | None:
+    """The file at ``path``, locked and with its owner's name in it; None if another has the lock."""
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.flush()
+            return file
+    except (BlockingIOError, FileNotFoundError):  # held, or just given back and removed
+        pass
+    except OSError:  # a file system that knows no locks: better to work than to refuse
+        return file
+    file.close()
+    return None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -92,6 +134,28 @@ def _entries(folder: Path) -> Iterator[tuple[str, int, int]]:
             file = os.path.join(parent, name)
             found = os.stat(file) if os.path.exists(file) else os.lstat(file)
             yield os.path.relpath(file, folder), found.st_size, found.st_mtime_ns
+
+
+_restored = [0.0]  # seconds of work that checkpoints gave back
+
+
+def clock() -> float:
+    """Seconds of work, from an arbitrary beginning: what was done before an interruption counts as it did then.
+
+    Its differences, unlike those of ``time.perf_counter``, say how long a step took also where the step, or a part of
+    it, came from a checkpoint.
+    """
+    return time.perf_counter() + _restored[0]
+
+
+def restored_seconds() -> float:
+    """How many of the seconds on the clock came from checkpoints, in this process."""
+    return _restored[0]
+
+
+def advance_clock(seconds: float) -> None:
+    """Count ``seconds`` of work that a checkpoint gave back."""
+    _restored[0] += seconds
 
 
 def in_batch() -> bool:

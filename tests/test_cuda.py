@@ -2,10 +2,9 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from delib.distillation import FakeQuantization, GradualPruning, Objective, Reci
 from delib.evolution.criteria import activation, hessian
 from delib.evolution.evolve import Cycle, evolve
 from delib.layerwise.compress import quantize
+from delib.nn import checkpoint
 from delib.nn.divergence import mse
 from delib.nn.layers import hold, weight_layers, weight_of
 
@@ -39,7 +39,7 @@ def test_evolution_zeroes_the_same_weights(criterion: object) -> None:
     ends = {}
     for device in ("cpu", "cuda"):
         cycle = Cycle(population=4, criterion=criterion)
-        ends[device] = evolve(teacher(device), INPUTS.to(device), 0.8, cycle, divergence=mse, progress=False)
+        ends[device] = evolve(teacher(device), INPUTS.to(device), 0.8, cycle, divergence=mse)
     same = [(ends["cuda"].masks[name].cpu() == mask).float().mean() for name, mask in ends["cpu"].masks.items()]
     assert min(same) > 0.98  # sums in another order may turn a close contest
     assert quantize(ends["cuda"].student, 4).bits == 4
@@ -61,23 +61,32 @@ def test_a_student_is_pruned_and_quantised_as_on_a_processor() -> None:
     assert errors["cuda"] == pytest.approx(errors["cpu"], rel=0.3)
 
 
+calls: dict[str, Any] = {"made": 0, "stop": 0, "device": "cpu"}
+
+
+def stopping(student: Tensor, goal: Tensor) -> Tensor:
+    calls["made"] += 1
+    if calls["made"] > calls["stop"]:
+        raise KeyboardInterrupt
+    return mse(student, goal)
+
+
+def inputs_there(count: int, chance: torch.Generator) -> Tensor:
+    return inputs(count, chance).to(calls["device"])
+
+
 def test_a_distillation_goes_on_on_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("delib.distillation.distill"), "SAVE", 0.0)
+    monkeypatch.setattr(checkpoint, "SAVE", 0.0)
     ends = {}
     for devices in (("cpu", "cpu"), ("cuda", "cpu"), ("cpu", "cuda")):
         for device, stop in zip(devices, (50, math.inf), strict=True):
-            whole, calls = teacher(device), iter(range(10**6))
-
-            def stopping(student: Tensor, goal: Tensor, calls: Iterator[int] = calls, stop: float = stop) -> Tensor:
-                if next(calls) >= stop:
-                    raise KeyboardInterrupt
-                return mse(student, goal)
-
-            student, source = copy.deepcopy(whole), lambda n, chance, device=device: inputs(n, chance).to(device)
+            whole = teacher(device)
+            calls.update(made=0, stop=stop, device=device)
+            student = copy.deepcopy(whole)
             hold(student, {"0": weight_of(student[0]) > 0})
             with suppress(KeyboardInterrupt):
                 settings = {"objective": Objective(stopping), "checkpoint": tmp_path / "-".join(devices)}
-                distill(student, whole, source, Recipe(steps=100, batch=32, rate=0.01), **settings)
+                distill(student, whole, inputs_there, Recipe(steps=100, batch=32, rate=0.01), **settings)
         with torch.no_grad():
             ends[devices] = float(mse(student(INPUTS.to(device)), whole(INPUTS.to(device))))
     assert max(ends.values()) == pytest.approx(min(ends.values()), rel=0.3)

@@ -99,7 +99,7 @@ def test_zeros_hold_through_recovery() -> None:
 def test_more_cycles_than_a_byte_can_count() -> None:
     torch.manual_seed(0)
     teacher, inputs = nn.Linear(400, 3), torch.randn(20, 400)
-    evolved = evolve(teacher, inputs, 0.9, Cycle(population=1, share=1 / 400), divergence=mse, progress=False)
+    evolved = evolve(teacher, inputs, 0.9, Cycle(population=1, share=1 / 400), divergence=mse)
     assert evolved.cycle > 256
     for cycle in (100, 255, 256, 300, evolved.cycle):
         zeros = int((evolved.at_cycle(cycle).weight == 0).sum())

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import papermill
 import pytest
 
 from delib.suite import runner
+from delib.suite.progress import Progress
 from delib.suite.report import compile_report, publish_reference
 from delib.suite.runner import Result, RunFailed, run
 
@@ -36,6 +38,17 @@ def toy(project: Any) -> Path:
     return path
 
 
+class Heard(Progress):
+    """Keeps the lines instead of showing them."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -51,10 +64,10 @@ def executions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Stands in for papermill: keeps the values that notebooks are given, and leaves what a run leaves."""
     given: list[dict[str, Any]] = []
 
-    def execute(source: str, target: str, values: dict[str, Any], **_: Any) -> None:
+    def execute(source: str, target: str, values: dict[str, Any], **options: Any) -> None:
         given.append(values)
         shutil.copy(source, target)
-        record = Path(os.environ["DELIB_RUN"], "records", f"{Path(source).stem}.json")
+        record = Path(options["variables"]["DELIB_RUN"], "records", f"{Path(source).stem}.json")
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({"metrics": {"toy.runs": len(given)}}))
 
@@ -71,6 +84,7 @@ def test_a_run_leaves_the_executed_notebook_and_its_record(project: Any) -> None
         'run.add("toy", derived=derived)\nrun.write().name',
     )
     project.notebook("10_toy", *cells, parameters=PARAMETERS)
+    import_module("joblib")  # which leaves a variable of its own
     before = dict(os.environ)
     result = run("10_toy", "smoke", {"rate": "1e-3"}, text=True)
     assert result == Result(
@@ -353,15 +367,19 @@ def test_the_sequence_runs_side_by_side_and_a_stopped_one_holds_up_no_other(proj
     for name in ("02_b", "00_a"):
         project.notebook(name, RECORD.replace("10_toy", name).replace("epochs}", "seed}"))
     (project.root / "notebooks" / "scratch.ipynb").write_text("no part of the sequence")
-    heard: list[tuple[str, str]] = []
-    results = runner.run_all("quick", tell=lambda *outcome: heard.append(outcome))
+    progress = Heard()
+    results = runner.run_all("quick", progress=progress)
     assert [result.notebook.stem for result in results] == ["00_a", "02_b"]
-    assert sorted(heard) == [("00_a", "done"), ("02_b", "done")]
+    assert sorted(progress.lines) == ["00_a (quick) … done", "02_b (quick) … done"]
     project.notebook("01_c", "1 / 0")
-    heard.clear()
+    progress.lines.clear()
     with pytest.raises(runner.RunFailed, match="01_c"):
-        runner.run_all("quick", tell=lambda *outcome: heard.append(outcome))
-    assert sorted(heard) == [("00_a", "up to date"), ("01_c", "stopped"), ("02_b", "up to date")]
+        runner.run_all("quick", progress=progress)
+    assert sorted(progress.lines) == [
+        "00_a (quick) … up to date",
+        "01_c (quick) … stopped",
+        "02_b (quick) … up to date",
+    ]
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -383,9 +401,9 @@ def test_the_longest_notebooks_of_the_reference_start_first(project: Any) -> Non
     folder.mkdir(parents=True)
     for name, seconds in (("00_a", 1.0), ("02_c", 30.0)):
         (folder / f"{name}.json").write_text(json.dumps({"notebook": name, "seconds": seconds, "metrics": {}}))
-    heard: list[str] = []
-    results = runner.run_all("quick", jobs=1, tell=lambda notebook, _: heard.append(notebook))
-    assert heard == ["01_b", "02_c", "00_a"]
+    progress = Heard()
+    results = runner.run_all("quick", jobs=1, progress=progress)
+    assert [line.split()[0] for line in progress.lines] == ["01_b", "02_c", "00_a"]
     assert [result.notebook.stem for result in results] == ["00_a", "01_b", "02_c"]
 
 
@@ -437,8 +455,10 @@ def test_notebooks_run_in_delib_s_own_python_whatever_is_registered(
 
 def test_a_dead_kernel_and_a_missing_record_are_said(project: Any, toy: Path) -> None:
     project.notebook("10_toy", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", parameters=PARAMETERS)
-    with pytest.raises(RunFailed, match=r"^10_toy: its kernel died"):
+    with pytest.raises(RunFailed, match=r"^10_toy: its kernel was killed") as failure:
         run("10_toy", "smoke")
+    if sys.platform == "linux":
+        assert str(failure.value).endswith("from outside (SIGKILL), not for want of memory"), "as the system knows"
     assert files(project.reports) == []
     project.notebook("10_toy", "1 + 1", parameters=PARAMETERS)
     with pytest.raises(RunFailed, match=r"^10_toy ran but left no record; its last cell must call"):

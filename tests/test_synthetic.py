@@ -1,5 +1,7 @@
 """Synthetic images: the network sees in them what was asked for, they stay images, and the network stays itself."""
 
+import math
+
 import pytest
 import torch
 from foreign import small
@@ -10,6 +12,7 @@ from delib.detection.heads import Head, SquaredHead
 from delib.detection.infer import boxes_overlap
 from delib.detection.synthetic import MOST, Targets, draw_targets, invert, shortfall, synthesize
 from delib.detection.ultralytics import load_ultra
+from delib.nn import checkpoint
 from delib.nn.batchnorm import folded, norm_pairs
 from delib.nn.layers import weight_layers
 
@@ -164,6 +167,8 @@ def test_an_interrupted_album_goes_on_where_it_was(network: Darknet, monkeypatch
 
     monkeypatch.setattr(module, "AT_ONCE", 2)
     monkeypatch.setattr(module, "invert", give_up)
+    monkeypatch.setattr(checkpoint, "SAVE", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", math.inf)
     calls, file = [False] * 3, tmp_path / "synthesize.ckpt"
     whole = synthesize(network, SHOTS, KINDS, 5, seed=1)
     calls = [True, False, False]

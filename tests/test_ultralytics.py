@@ -134,7 +134,7 @@ def test_a_detection_network_evolves(name: str) -> None:
 
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     cycle = Cycle(population=2, share=0.5)
-    student = evolve(teacher, images, targets, cycle, divergence=divergence, progress=False).student
+    student = evolve(teacher, images, targets, cycle, divergence=divergence).student
     assert sparsity(student) > 0
     assert divergence(student(images), teacher(images)) > 0
 

@@ -8,15 +8,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tqdm.auto import tqdm
+from urllib3.exceptions import HTTPError
+
 from delib.files import cache_folder, in_batch, offline, sha256, write_bytes
 
-CONNECT_SECONDS = 20
+CONNECT_SECONDS = 20  # for an answer, and for each part of it
+SLOWEST = 10_000  # bytes a second on average, after CONNECT_SECONDS: a source that trickles is left for the next
+PART = 1 << 16  # bytes
 PACKAGE_SECONDS = 600
 OFFLINE = "DELIB_OFFLINE=1 forbids contacting any source"
 
@@ -48,7 +55,8 @@ class FileSet:
     def fetch(self) -> Path:
         """The folder with every file present and verified; only what is missing or damaged is fetched.
 
-        Raises DataUnavailable, in one line, if offline (``DELIB_OFFLINE=1``) or if no source delivers a good copy.
+        Raises DataUnavailable, in one line, if offline (``DELIB_OFFLINE=1``), if no source delivers a good copy, or if
+        the folder cannot be written to.
         """
         missing, tried = self._missing(), [OFFLINE] if offline() else []
         for label, source in ({} if offline() else self.sources).items():
@@ -68,14 +76,27 @@ class FileSet:
 
     def _outcome(self, source: Source, missing: list[str]) -> str:
         """What became of the files asked for, in a few words; each good one is in the folder."""
+        self._keep(".writable", b"")  # before anything is fetched that could not be kept
+        (self.folder / ".writable").unlink(missing_ok=True)
         try:
             for name, content in source(missing):
                 if hashlib.sha256(content).hexdigest() != self.checksums[name]:
-                    return f"{name} has the wrong checksum"
-                write_bytes(self.folder / name, content)
-        except OSError as error:
+                    page = content[:200].lstrip().lower().startswith((b"<!doctype html", b"<html"))
+                    return f"a web page instead of {name}" if page else f"{name} has the wrong checksum"
+                self._keep(name, content)
+        except (OSError, EOFError, zlib.error) as error:  # the latter two of a .gz that was cut
             return str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         return "ok"
+
+    def _keep(self, name: str, content: bytes) -> None:
+        """Write a file. No other source can help where this fails."""
+        try:
+            write_bytes(self.folder / name, content)
+        except OSError as error:
+            raise DataUnavailable(
+                f"{self.name}: {self.folder} cannot be written to ({error.strerror or error}); "
+                f"mend that, or name another folder by DELIB_DATA"
+            ) from None
 
 
 def web(urls: Mapping[str, str]) -> Source:
@@ -91,18 +112,32 @@ def web(urls: Mapping[str, str]) -> Source:
 
 def download(url: str) -> bytes:
     """What stands at ``url``. Raises OSError, in one line, without a good answer."""
-    import pooch
+    import requests  # the command line needs to be quick
 
     if offline():
         raise OSError(OFFLINE)
-    fetch = pooch.HTTPDownloader(timeout=CONNECT_SECONDS, progressbar=not in_batch())
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            fetch(url, f"{folder}/file", None)
-            return Path(folder, "file").read_bytes()
-        except OSError as error:  # where requests writes a paragraph
-            status = getattr(getattr(error, "response", None), "status_code", "no answer")
-            raise OSError(f"{urlsplit(url).hostname}: {status}") from error
+    host = urlsplit(url).hostname
+    try:
+        with requests.get(url, stream=True, timeout=CONNECT_SECONDS) as answer:
+            answer.raise_for_status()
+            return _read(answer.raw, int(answer.headers.get("Content-Length", 0)))
+    except (OSError, HTTPError) as error:  # where requests writes a paragraph
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        said = status or (str(error) if type(error) is TimeoutError else "no answer, or one that broke off")
+        raise OSError(f"{host}: {said}") from error
+
+
+def _read(answer: Any, size: int) -> bytes:
+    """All that an answer holds, of ``size`` if that is not 0. Raises TimeoutError if it comes too slowly."""
+    parts, begin = [], time.monotonic()
+    with tqdm(total=size or None, unit="B", unit_scale=True, disable=in_batch(), leave=False) as bar:
+        while part := answer.read1(PART, decode_content=True):
+            parts.append(part)
+            bar.update(len(part))
+            seconds = time.monotonic() - begin
+            if seconds > CONNECT_SECONDS and bar.n < SLOWEST * seconds:
+                raise TimeoutError(f"too slow, {bar.n / seconds / 1000:.1f} kB a second")
+    return b"".join(parts)
 
 
 def npm_package(package: str, digest: str, prefix: str) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def teacher(
     """The network ``make(seed)``, trained on ``data`` for ``epochs``; from the cache where it was trained before.
 
     The cache's key holds what determines the result: the network, the data's labels, epochs, learning rate,
-    seed, torch's version, threads and the code of ``train``. A damaged cache file is trained anew.
+    seed, torch's version, threads and the code of ``train``. A damaged cache file is trained anew; a cache that cannot
+    be written to is said, and does without.
     """
     network = make(seed).eval()
     path = _cached(make.__name__, network, data, epochs, learning_rate, seed)
@@ -58,8 +60,12 @@ def teacher(
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError):
         train(network, data, epochs, learning_rate=learning_rate, seed=seed)
-        with atomic_path(path) as temporary:
-            save_file(network.state_dict(), temporary)
+        try:
+            with atomic_path(path) as temporary:
+                save_file(network.state_dict(), temporary)
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            warnings.warn(f"{path}: the teacher is not kept ({reason}); it is trained again next time", stacklevel=2)
     return network.eval()
 
 

@@ -23,7 +23,8 @@ from delib.detection.augment import Views
 from delib.detection.detector import DetectionNetwork
 from delib.detection.heads import Head
 from delib.detection.infer import boxes_overlap
-from delib.files import atomic_path, in_batch
+from delib.files import in_batch
+from delib.nn.checkpoint import Checkpoint
 from delib.nn.device import multiplying
 from delib.nn.hooks import watched_calls
 
@@ -86,7 +87,8 @@ def synthesize(
     precision : torch.dtype
         In which layers multiply (see ``fastest_precision``).
     checkpoint : Path, optional
-        The work goes on from this file if it exists, and is saved there as it goes.
+        The work goes on from this file if it exists, and is saved there every 15 seconds at most. One of other work
+        is overwritten.
 
     Raises
     ------
@@ -99,17 +101,16 @@ def synthesize(
     holding = Counter(cls for several in classes for cls in set(several))
     odds = torch.tensor([1 / math.sqrt(1 + holding[cls]) for cls in range(network.heads[0].classes)])
     views = Views(photos, [SIDE])
-    pictures: list[Tensor] = []
-    if checkpoint and checkpoint.is_file():
-        pictures += torch.load(checkpoint, weights_only=True, map_location=photos[0].device)
+    facts = (network, photos, classes, count, seed, precision)
+    saved = Checkpoint("synthesize", *facts, file=checkpoint)
+    pictures: list[Tensor] = list(saved.read(photos[0].device) or ())
     for start in tqdm(range(len(pictures), count, AT_ONCE), disable=in_batch()):
         chance = torch.Generator().manual_seed(seed * 1_000_003 + start)
         crops = torch.stack([views.part(SIDE, SIDE, chance) for _ in range(min(AT_ONCE, count - start))])
         redrawn, _ = invert(network, crops, odds, chance, precision=precision)
-        pictures += list((255 * redrawn).round().byte())
-        if checkpoint:
-            with atomic_path(checkpoint) as temporary:
-                torch.save(torch.stack(pictures), temporary)
+        pictures.extend((255 * redrawn).round().byte())
+        saved.offer(lambda: pictures)
+    saved.finish(lambda: pictures)
     return pictures
 
 

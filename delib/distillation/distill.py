@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,13 +18,13 @@ from delib.distillation.fake_quantize import FakeQuantization
 from delib.distillation.optimizer import MaskedAdam
 from delib.distillation.pruning import GradualPruning
 from delib.distillation.recipe import Objective, Recipe
-from delib.files import atomic_path, in_batch
+from delib.files import clock, in_batch
+from delib.nn.checkpoint import Checkpoint
 from delib.nn.device import multiplying
 from delib.nn.hooks import replayed, watched
 from delib.nn.layers import channels_last
 from delib.nn.trace import mapped
 
-SAVE = 15.0  # seconds between two checkpoints
 DELAY = 10.0  # seconds after which a progress bar shows: short recoveries need none
 # Count, generator -> that many inputs [count, ...].
 Source = Callable[[int, torch.Generator], Tensor]
@@ -60,7 +59,8 @@ def distill(
     seed : int
         Determines the batches.
     checkpoint : Path, optional
-        File from which the work goes on, to the same bits, if it exists; saved every 15 seconds and at the end.
+        File from which the work goes on, to the same bits, if it exists; saved every 15 seconds at most and at the
+        end. One of other work is overwritten.
 
     Returns
     -------
@@ -70,17 +70,18 @@ def distill(
     Raises
     ------
     ValueError
-        If the tensor of inputs is empty.
+        If the tensor of inputs is empty, and if the file at ``checkpoint`` is none.
     """
     source = _drawn(inputs) if isinstance(inputs, Tensor) else inputs
     teacher.eval()
     student.eval()
+    saved = Checkpoint("distill", student, teacher, inputs, recipe, objective, during, seed, file=checkpoint)
     with channels_last(student, teacher):
         regrowth = during.regrowth if isinstance(during, GradualPruning) else {}
         weights = MaskedAdam(student, recipe, objective.frozen, regrowth)
         batches = _Batches(student, teacher, source, recipe, objective, seed)
-        losses = _train(weights, batches, during, checkpoint)
-        weights.write(weights.mean)
+        losses = _train(weights, batches, during, saved)
+        weights.write_mean()
     return losses
 
 
@@ -90,15 +91,19 @@ def _drawn(inputs: Tensor) -> Source:
     return lambda count, chance: inputs[torch.randint(len(inputs), (count,), generator=chance).to(inputs.device)]
 
 
-def _train(weights: MaskedAdam, batches: _Batches, during: During, checkpoint: Path | None) -> Losses:
+def _train(weights: MaskedAdam, batches: _Batches, during: During, saved: Checkpoint) -> Losses:
     student, objective = batches.student, batches.objective
     steps, limit = weights.recipe.steps, 60 * weights.recipe.minutes
     pruning = during if isinstance(during, GradualPruning) else None
     quantized = during.applied if isinstance(during, FakeQuantization) else nullcontext
-    losses, seconds = _resume(checkpoint, weights, batches, during)
-    begin, saved = time.perf_counter() - seconds, seconds
+    losses = _resume(saved, weights, batches, during)
+
+    def state() -> dict[str, Any]:
+        rest = {"during": during.state() if during else {}, "batches": batches.steps, "losses": losses}
+        return {"weights": weights.state(), **rest}
+
     bar = tqdm(initial=len(losses), total=steps, disable=in_batch(), delay=DELAY, leave=False)
-    while len(losses) < steps and seconds < limit:
+    while len(losses) < steps and (seconds := clock() - saved.begin) < limit:
         step = len(losses)
         done = max(step / steps, seconds / limit)
         due = pruning is not None and pruning.due(step, done, weights.survivors)
@@ -112,26 +117,23 @@ def _train(weights: MaskedAdam, batches: _Batches, during: During, checkpoint: P
         losses.append((float(divergence.detach()), float(error.detach())))
         bar.set_postfix(divergence=f"{losses[-1][0]:.3f}", features=f"{losses[-1][1]:.3f}", refresh=False)
         bar.update()
-        seconds = time.perf_counter() - begin
-        if checkpoint and (seconds - saved >= SAVE or seconds >= limit or len(losses) == steps):
-            state = {"weights": weights.state(), "during": during.state() if during else {}, "batches": batches.steps}
-            with atomic_path(checkpoint) as temporary:
-                torch.save(state | {"losses": losses, "seconds": seconds}, temporary)
-            saved = seconds
+        saved.offer(state)
     bar.close()
+    saved.finish(state)
     return losses
 
 
-def _resume(file: Path | None, weights: MaskedAdam, batches: _Batches, during: During) -> tuple[Losses, float]:
-    """Go on from a checkpoint, if there is one; returns the losses so far and the seconds spent on them."""
-    if file is None or not file.is_file():
-        return [], 0.0
-    state = torch.load(file, weights_only=True, map_location=weights.values[0].device)
+def _resume(saved: Checkpoint, weights: MaskedAdam, batches: _Batches, during: During) -> Losses:
+    """Go on from a checkpoint, if there is one; returns the losses so far."""
+    state = saved.read(weights.values[0].device)
+    if state is None:
+        return []
     weights.resume(state["weights"])
     batches.steps = state["batches"]
     if during:
         during.resume(state["during"])
-    return state["losses"], state["seconds"]
+    losses: Losses = state["losses"]
+    return losses
 
 
 class _Batch(NamedTuple):

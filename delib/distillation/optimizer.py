@@ -73,6 +73,12 @@ class MaskedAdam:
         for parameter, unit, value in zip(self.parameters, self.units, values, strict=True):
             torch.mul(unit, value, out=parameter)
 
+    def write_mean(self) -> None:
+        """Give the network's parameters the average. The dead are 0.0, never -0.0, as they are after a checkpoint."""
+        self.write(self.mean)
+        for parameter, unit in zip(self.parameters, self.units, strict=True):
+            parameter.masked_fill_(unit == 0, 0.0)
+
     def saliency_inputs(self) -> dict[str, tuple[Tensor, Tensor]]:
         """By layer the survivors' values and mean squared gradients, both [survivors], in their units."""
         alive = {name: self.units[i] != 0 for name, i in self.layers.items()}

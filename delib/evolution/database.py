@@ -16,6 +16,7 @@ from delib.evolution.criteria import Criterion, Site
 from delib.evolution.population import draw
 from delib.layerwise.compress import Problem, Watch
 from delib.layerwise.reconstruct import RIDGE, STEPS, Moments, moments, reconstruct
+from delib.nn.checkpoint import Checkpoint
 from delib.nn.divergence import Divergence
 from delib.nn.layers import bias_of, matrix_of, put_matrix, weight_of
 from delib.nn.sensitivity import sensitivity
@@ -80,10 +81,13 @@ class SparsityDatabase(dict[str, list[Entry]]):
         """The dense teacher's layers, each alone, at every one of ``LEVELS``.
 
         At each the weights that are least salient to ``criterion`` are zeroed, and the survivors reconstructed to the
-        layer's own outputs on ``inputs`` [n, ...].
+        layer's own outputs on ``inputs`` [n, ...]. In a run of notebooks an interrupted database goes on after the
+        layer that it was last saved with.
         """
-        database, looked = cls(), inputs[:LOOKED]
-        for name in names:
+        database, looked, names = cls(), inputs[:LOOKED], list(names)
+        saved = Checkpoint("database", teacher, names, inputs, criterion, divergence)
+        database.resume(saved.read(inputs.device) or {})
+        for name in (name for name in names if name not in database):
             layer = teacher.get_submodule(name)
             weight, matrix = weight_of(layer), matrix_of(layer)
             sums = moments(teacher, teacher, name, inputs)
@@ -96,7 +100,17 @@ class SparsityDatabase(dict[str, list[Entry]]):
                 site.moments, site.sensitivity = sums, per_input
                 dead = draw(criterion(site), site.living(), size, 1, 0.0, torch.Generator())[0]
                 database[name].append(Entry.fit(sums, site.support(dead), matrix, per_input))
+            saved.offer(database.state)
+        saved.finish(database.state)
         return database
+
+    def state(self) -> dict[str, list[tuple[Tensor, Tensor, float]]]:
+        """What a checkpoint holds."""
+        return {name: [(e.support, e.values, e.cost) for e in entries] for name, entries in self.items()}
+
+    def resume(self, state: Mapping[str, Sequence[tuple[Tensor, Tensor, float]]]) -> None:
+        """Take the layers over from a ``state``."""
+        self.update({name: [Entry(*entry) for entry in entries] for name, entries in state.items()})
 
     def watch(self, factors: Sequence[float] = FACTORS, ridge: float = RIDGE, steps: int = STEPS) -> Watch:
         """For ``compress(watch=...)``: enters every sparse layer at several numbers of survivors.

@@ -3,10 +3,10 @@ recover the survivors; cycle after cycle, until every layer is as sparse as it i
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from delib.evolution.population import agreed, propose
 from delib.evolution.select import Trial, growing_batches, least_divergent, least_divergent_refitted, regrow, trial_on
 from delib.files import in_batch
 from delib.layerwise.reconstruct import moments, reconstruct
+from delib.nn.checkpoint import Checkpoint
 from delib.nn.divergence import Divergence, fitting
 from delib.nn.hooks import end, up_to
 from delib.nn.layers import bias_of, hold, original, put_matrix, weight_of
@@ -91,7 +92,7 @@ def evolve(
     divergence: Divergence = fitting,
     recovery: Recovery | None = None,
     seed: int = 0,
-    progress: bool = True,
+    checkpoint: Path | None = None,
 ) -> Evolved:
     """Evolve a sparse student of ``teacher``, its divergence from the teacher kept as small as possible.
 
@@ -112,25 +113,32 @@ def evolve(
         Trains the survivors after each cycle.
     seed : int
         The same seed on the same device gives the same student.
+    checkpoint : Path, optional
+        File from which the work goes on, to the same bits, if it exists; saved after a layer or a cycle, every 15
+        seconds at most, and at the end. One of other work is overwritten.
 
     Raises
     ------
     ValueError
         On a sparsity outside 0..1, a layer that the network lacks, and whatever would make the result wrong (see
-        ``checked_goals``).
+        ``checked_goals``), and if the file at ``checkpoint`` is none.
     """
     teacher = original(teacher).eval()
     goals = checked_goals(teacher, inputs, targets, divergence)
     evolved = Evolved.start(teacher, goals)
+    saved = Checkpoint("evolve", teacher, inputs, goals, cycle, divergence, recovery, seed, file=checkpoint)
+    if (state := saved.read()) is not None:
+        evolved.resume(state)
     student = evolved.student
     select = least_divergent_refitted if cycle.compensate else least_divergent
     ends = {name: end(teacher, teacher.get_submodule(name), inputs[:1], cycle.horizon) for name in goals}
-    with tqdm(total=sum(goals.values()), unit="weight", disable=not progress or in_batch()) as bar:
-        while missing := evolved.missing(goals):
-            evolved.begin_cycle()
-            fitted_to = copy.deepcopy(student) if recovery else teacher  # whose outputs layers are reconstructed to
-            for name in missing:
-                size = min(math.ceil(cycle.share * evolved.survivors(name)), missing[name])
+    zeros = sum(map(evolved.zeros, goals))
+    with tqdm(total=sum(goals.values()), initial=zeros, unit="weight", disable=in_batch()) as bar:
+        while evolved.begin_cycle(goals):
+            # Whose outputs layers are reconstructed to.
+            fitted_to = evolved.at_cycle(evolved.cycle - 1) if recovery else teacher
+            for name, missing in evolved.missing(goals).items():
+                size = min(math.ceil(cycle.share * evolved.survivors(name)), missing)
                 chance = _chance(seed, evolved.cycle, name)
                 batches = growing_batches(inputs, up_to(teacher, ends[name]), cycle.batch, chance)
                 layer, network = student.get_submodule(name), up_to(student, ends[name])
@@ -152,11 +160,15 @@ def evolve(
                     evolved.exchange(name, regrow(after, round(cycle.regrowth * size), trial))
                 bar.update(len(chosen))
                 del site, candidates, chosen  # as large as the layer, and the next one needs the room
+                saved.offer(evolved.state)
             # 5. Recover the survivors.
             if recovery is not None:
-                recovery(student, teacher, seed=seed + evolved.cycle)
+                with saved.within(evolved.cycle):
+                    recovery(student, teacher, seed=seed + evolved.cycle)
                 hold(student, evolved.masks)  # whatever the recovery did to the dead
             evolved.end_cycle(changed=recovery is not None or cycle.compensate)
+            saved.offer(evolved.state)
+    saved.finish(evolved.state)
     return evolved
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,8 +67,11 @@ class Evolved:
         return self.generations[layer].numel() - self.zeros(layer)
 
     def missing(self, goals: Mapping[str, int]) -> dict[str, int]:
-        """How many zeros each layer still lacks to its goal; layers that have met theirs are left out."""
-        return {name: goal - self.zeros(name) for name, goal in goals.items() if self.zeros(name) < goal}
+        """How many zeros each layer still lacks to its goal; layers that have met theirs are left out, and so are those
+        that the present cycle has dealt with."""
+        done = {row["layer"] for row in self.rows if self._in_cycle() and row["cycle"] == self.cycle}
+        lacking = {name: goal - self.zeros(name) for name, goal in goals.items() if name not in done}
+        return {name: zeros for name, zeros in lacking.items() if zeros > 0}
 
     def cycle_at(self, sparsity: float) -> int:
         """The last cycle whose overall sparsity does not exceed ``sparsity``. Raises ValueError beyond the last."""
@@ -93,11 +97,20 @@ class Evolved:
         put_tensors(network, state)
         return network
 
-    def begin_cycle(self) -> None:
-        """Count one cycle more."""
+    def begin_cycle(self, goals: Mapping[str, int]) -> bool:
+        """Count one cycle more, if layers lack zeros to their goals; False if none does. A cycle that has not ended,
+        as a checkpoint may leave it, goes on instead."""
+        if self._in_cycle():
+            return True
+        if not self.missing(goals):
+            return False
         self.cycle += 1
         if self.cycle > torch.iinfo(torch.uint8).max:
             self.generations = {name: generation.to(torch.int16) for name, generation in self.generations.items()}
+        return True
+
+    def _in_cycle(self) -> bool:
+        return len(self.sparsities) <= self.cycle
 
     def zero(self, layer: str, chosen: Tensor, divergences: Tensor) -> None:
         """Zero the chosen candidate set (flat indices) for good; its divergence is the least of its population's."""
@@ -121,6 +134,21 @@ class Evolved:
         self.sparsities.append(sum(map(self.zeros, self.generations)) / total)
         if changed:
             self._keep_state()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds; cycle 0 is the teacher's own, and is left out."""
+        plain = {"rows": self.rows, "sparsities": self.sparsities, "cycle": self.cycle}
+        kept = {cycle: state for cycle, state in self.states.items() if cycle}
+        return {"student": own_tensors(self.student), "generations": self.generations, "states": kept, **plain}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state`` of the same teacher's evolution, whose tensors may be elsewhere."""
+        put_tensors(self.student, state["student"])
+        self.generations = {name: g.to(self.generations[name].device) for name, g in state["generations"].items()}
+        own = own_tensors(self.student)
+        for cycle, kept in state["states"].items():
+            self.states[cycle] = {k: t if k.endswith(ALIVE) else t.to(own[k].device) for k, t in kept.items()}
+        self.rows, self.sparsities, self.cycle = list(state["rows"]), list(state["sparsities"]), state["cycle"]
 
     def _keep_state(self) -> None:
         state, keys = own_tensors(self.student), weight_keys(self.student)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,12 @@ from delib.layerwise.admm import admm
 from delib.layerwise.compress import layer_sensitivities
 from delib.layerwise.rate_aware import quantize_rate_aware
 from delib.layerwise.reconstruct import moments, reconstruct
+from delib.nn.checkpoint import Checkpoint
 from delib.nn.divergence import Divergence
 from delib.nn.layers import copied, matrix_of, put_matrix, weight_layers, weight_of
 
 ITERATIONS = 75  # of ADMM: rates move the support anyway
+_Saved = tuple[float, list[Tensor | None], Tensor, int, float]  # an entry in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,19 @@ class RateEntry:
     matrix: Tensor
     bytes: int
     cost: float
+
+    def state(self) -> _Saved:
+        """What a checkpoint holds."""
+        parts = (self.levels.mask, self.levels.indices, self.levels.codebook, self.levels.scales)
+        held = [None if part is None else torch.from_numpy(part) for part in parts]
+        return self.multiplier, held, self.matrix, self.bytes, self.cost
+
+    @classmethod
+    def of(cls, state: _Saved) -> RateEntry:
+        """The entry of a ``state``."""
+        multiplier, held, matrix, size, cost = state
+        parts: list[Any] = [None if part is None else part.cpu().numpy() for part in held]
+        return cls(multiplier, LevelTensor(*parts), matrix, size, cost)
 
 
 class RateDatabase(dict[str, list[RateEntry]]):
@@ -51,26 +67,34 @@ class RateDatabase(dict[str, list[RateEntry]]):
 
         Each starts from the support that ADMM finds at its sparsity, reconstructed, and moves it as the rates demand
         (see ``quantize_rate_aware``). Its inputs are those that the layers before deliver at the middle multiplier, so
-        that it also corrects their errors; an allocation far from that is corrected less well.
+        that it also corrects their errors; an allocation far from that is corrected less well. In a run of notebooks an
+        interrupted database goes on after the layer that it was last saved with.
         """
         database, student = cls(), copied(teacher)
+        saved = Checkpoint("rates", teacher, sparsities, inputs, multipliers, divergence)
+        made: dict[str, list[_Saved]] = saved.read(inputs.device) or {}
         layers = {name: layer for name, layer in weight_layers(teacher).items() if name in sparsities}
         sensitive = layer_sensitivities(teacher, layers, inputs, divergence)
         for name in layers:
             layer = student.get_submodule(name)
-            matrix, size = matrix_of(layer), weight_of(layer).numel()
-            sums = moments(student, teacher, name, inputs)
-            weights = sensitive[name] / 2  # of a quadratic function's curvature is its value
-            survivors = size - round(sparsities[name] * size)
-            support, _ = admm(sums, matrix, survivors, weights, iterations=ITERATIONS)
-            start, entries = reconstruct(sums, support, matrix), []
-            for multiplier in multipliers:
-                levels, rounded = quantize_rate_aware(sums, start, multiplier, weights)
-                levels = levels.reshaped(tuple(weight_of(layer).shape))
-                cost = float((sums.error(rounded).clamp_min(0) * weights).sum()) / sums.inputs
-                entries.append(RateEntry(multiplier, levels, rounded, len(encode({name: levels})), cost))
+            if name not in made:
+                matrix, size = matrix_of(layer), weight_of(layer).numel()
+                sums = moments(student, teacher, name, inputs)
+                weights = sensitive[name] / 2  # of a quadratic function's curvature is its value
+                survivors = size - round(sparsities[name] * size)
+                support, _ = admm(sums, matrix, survivors, weights, iterations=ITERATIONS)
+                start, entries = reconstruct(sums, support, matrix), []
+                for multiplier in multipliers:
+                    levels, rounded = quantize_rate_aware(sums, start, multiplier, weights)
+                    levels = levels.reshaped(tuple(weight_of(layer).shape))
+                    cost = float((sums.error(rounded).clamp_min(0) * weights).sum()) / sums.inputs
+                    entries.append(RateEntry(multiplier, levels, rounded, len(encode({name: levels})), cost))
+                made[name] = [entry.state() for entry in entries]
+                saved.offer(lambda: made)
+            entries = [RateEntry.of(state) for state in made[name]]
             put_matrix(layer, entries[len(entries) // 2].matrix)
             database[name] = _falling(entries)
+        saved.finish(lambda: made)
         return database
 
     @torch.no_grad()

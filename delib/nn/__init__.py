@@ -1,4 +1,4 @@
-"""Weights and layers of any network, hooks and traces, batch-norm folding, divergences, sensitivities, solvers."""
+"""Weights and layers of any network, hooks and traces, batch-norm folding, divergences, solvers, checkpoints."""
 
 from delib.nn.batchnorm import folded, norm_pairs, unfolded
 from delib.nn.device import fastest_device, fastest_precision, multiplying

@@ -150,6 +150,20 @@ def curves(
     return figure
 
 
+def ranges(lines: Mapping[str, tuple[Array, Array, Array, Array]], x: str, y: str) -> Figure:
+    """Lines by name, each (x values, means, least, greatest), with the range between as a band and bars."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots()
+        for name, (xs, means, least, greatest) in lines.items():
+            (line,) = axis.plot(xs, means, label=name)
+            axis.fill_between(xs, least, greatest, color=line.get_color(), alpha=0.15, linewidth=0)
+            axis.vlines(xs, least, greatest, color=line.get_color(), linewidth=1.5)
+        axis.set(xlabel=x, ylabel=y)
+        if len(lines) > 1:
+            axis.legend()
+    return figure
+
+
 def smoothed(rows: Array, names: Sequence[str], points: int = 60) -> dict[str, tuple[Array, Array]]:
     """Columns of ``rows`` [steps, names], averaged over a twentieth of all steps, as lines for ``curves``."""
     table = pd.DataFrame(rows, columns=list(names))

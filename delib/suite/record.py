@@ -8,13 +8,12 @@ import math
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from delib.files import project_root, write_json
+from delib.files import clock, project_root, restored_seconds, write_json
 from delib.suite.parameters import check_parameters, read_parameters
 
 RECORDED_PACKAGES = ("delib", "torch", "torchvision", "numpy", "numba", "constriction", "papermill")
@@ -126,7 +125,7 @@ class Run:
         self.metrics: dict[str, float] = {}
         self.data: dict[str, str] = {}
         self._unfinished: list[Path] = []
-        self._start = time.perf_counter()
+        self._start = clock()
 
     @property
     def folder(self) -> Path:
@@ -139,11 +138,13 @@ class Run:
     def checkpoint(self, name: str) -> Path:
         """A file for work that is not done yet, from which an interrupted run goes on; ``write`` removes it.
 
-        It belongs to these parameters (``threads`` aside) and this data: with others the work begins anew.
+        It belongs to these parameters (``threads`` aside) and this data: with others the work begins anew. The runner
+        keeps it with the run's other checkpoints.
         """
         known = {name: value for name, value in self.parameters.items() if name != "threads"}
         digest = hashlib.sha256(json.dumps([known, self.data], sort_keys=True).encode()).hexdigest()
-        self._unfinished.append(self.folder / f"{name}-{digest[:8]}.ckpt")
+        folder = Path(os.environ.get("DELIB_CHECKPOINTS") or self.folder)
+        self._unfinished.append(folder / f"{name}-{digest[:8]}.ckpt")
         return self._unfinished[-1]
 
     def add(self, network: str, **metrics: float) -> None:
@@ -170,7 +171,8 @@ class Run:
                 "threads": torch.get_num_threads(),
                 "git_revision": git_revision(),
                 "data": self.data,
-                "seconds": round(time.perf_counter() - self._start, 1),
+                "seconds": round(clock() - self._start, 1),
+                "restored_seconds": round(restored_seconds(), 1),
                 "metrics": self.metrics,
             },
         )

@@ -12,6 +12,7 @@ from delib.suite import claims, runner
 from delib.suite.explorer import template
 from delib.suite.pages import read_page
 from delib.suite.parameters import PROFILES
+from delib.suite.progress import duration
 from delib.suite.record import read_records, report_folder
 
 
@@ -80,13 +81,3 @@ def common(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for key, values in found.items()
         if values
     }
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a reader would say them: ``12 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

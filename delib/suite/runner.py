@@ -1,25 +1,24 @@
-"""Running notebooks: the values they run with, their execution by papermill, and no work that is already done."""
+"""Running notebooks: the values they run with, their execution, and no work that is already done."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-import logging
 import math
 import os
-import signal
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
-from delib.files import digest, project_root, sha256, write_json
+from delib.files import digest, project_root, sha256, sole, write_json
 from delib.suite.parameters import (
     PROFILES,
     check_parameters,
@@ -28,15 +27,18 @@ from delib.suite.parameters import (
     read_cells,
     read_parameters,
 )
+from delib.suite.progress import Progress
 from delib.suite.record import package_versions, read_records, record_path, report_folder
+
+if TYPE_CHECKING:
+    from delib.suite.execute import Kernels  # the command line needs to be quick
 
 # Folders of reports that hold a profile's own results, which no other run may replace.
 PROTECTED = (*PROFILES, "reference")
 # Notebooks that run at a time. Each then keeps to one thread on a laptop's cores, of which there are two at least: a
 # third notebook keeps both of them busy until the end.
 JOBS = 3
-# Longest path of a socket on macOS; four bytes more on Linux.
-SOCKET_PATH = 103
+WAIT = 60.0  # seconds after which it is said again that another run is waited for
 
 
 class RunFailed(RuntimeError):
@@ -50,6 +52,28 @@ class Result:
     notebook: Path
     record: Path
     reused: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """A notebook to be run, into a folder of reports: ``chosen`` are values other than its own, ``profile`` is empty if
+    they are not a profile's; ``force`` runs it even if nothing changed; ``label`` tells it from others of its name."""
+
+    notebook: Path
+    chosen: Mapping[str, Any]
+    folder: Path
+    profile: str = ""
+    force: bool = False
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.notebook.stem
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """The executed notebook, its record, and the stamp that the runner puts beside it."""
+        return _files(self.folder, self.name)
 
 
 def find_notebook(name: str | Path) -> Path:
@@ -78,32 +102,38 @@ def run(
     into: str | Path | None = None,
     text: bool = False,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> Result:
     """Execute a notebook with a profile's values and, over them, ``parameters``; skip it if its result is up to date.
 
     The executed notebook goes to ``reports/<into>/notebooks``, its record to ``reports/<into>/records``. ``into``
     defaults to the profile, or to ``<profile>-custom`` if there are parameters, so that a trial never replaces a
     profile's results. ``text`` reads string parameters as a command line's (see ``check_parameters``); ``force`` runs
-    even if nothing changed. Raises ValueError on parameters that do not fit, RunFailed if the notebook stops.
+    even if nothing changed; ``progress`` shows how far it is. An interrupted run goes on after the long step that it
+    had last finished or saved. Raises ValueError on parameters that do not fit, RunFailed if the notebook stops.
     """
+    task = prepare(notebook, profile, parameters, into=into, text=text, force=force)
+    ((_, outcome),) = perform_all([task], 1, progress or Progress(quiet=True))
+    return _or_raise(outcome)
+
+
+def prepare(
+    notebook: str | Path,
+    profile: str = "quick",
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    into: str | Path | None = None,
+    text: bool = False,
+    force: bool = False,
+) -> Task:
+    """What ``run`` would do, with its parameters checked. Raises ValueError if they do not fit."""
     path = find_notebook(notebook)
     own_values = profile_parameters(path, profile)
     given = check_parameters(path, parameters or {}, text=text, over=own_values)
     if "profile" in given:
         raise ValueError("`profile` is not given as a parameter; choose it with --profile")
-    folder, chosen = _folder_for(profile, bool(given), into), own_values | given
-    made_from, own = fingerprint(path, chosen), "" if given else profile
-    executed, record, stamp = _files(folder, path.stem)
-    if not force and _unspoilt(folder, path.stem) == (made_from, own):
-        return Result(executed, record, reused=True)
-    stamp.unlink(missing_ok=True)
-    before = _modified(record)
-    defaults = _defaults(path)
-    _execute(path, executed, {name: value for name, value in chosen.items() if value != defaults[name]}, folder)
-    if _modified(record) == before:
-        raise RunFailed(f"{path.stem} ran but left no record; its last cell must call `run.write()`")
-    write_stamp(folder, path.stem, made_from, own)
-    return Result(executed, record, reused=False)
+    folder = _folder_for(profile, bool(given), into)
+    return Task(path, own_values | given, folder, "" if given else profile, force)
 
 
 def _folder_for(profile: str, custom: bool, into: str | Path | None) -> Path:
@@ -116,39 +146,36 @@ def _folder_for(profile: str, custom: bool, into: str | Path | None) -> Path:
 
 
 def run_all(
-    profile: str = "quick",
-    *,
-    force: bool = False,
-    jobs: int = JOBS,
-    tell: Callable[[str, str], None] = lambda notebook, outcome: None,
+    profile: str = "quick", *, force: bool = False, jobs: int = JOBS, progress: Progress | None = None
 ) -> list[Result]:
     """Run every notebook of the sequence in a profile; those up to date are skipped.
 
-    ``jobs`` notebooks run at a time, each in a process of its own, for each can run alone, the longest first. ``tell``
-    hears the outcome of each as it comes: done, up to date or stopped. If some stop, the others are still finished,
-    and the first stopped one's error is raised. Raises ValueError where there are no notebooks.
+    ``jobs`` notebooks run at a time, for each can run alone, the longest first; their kernels share the cores, unless a
+    notebook or the caller's environment says how many threads there are. ``progress`` is told the outcome of each as it
+    comes: done, up to date or stopped. If some stop, the others are still finished, and the first stopped one's error
+    is raised. Raises ValueError where there are no notebooks.
     """
-    paths, threads = notebooks(), max(1, (os.cpu_count() or 1) // jobs)
+    paths, said = notebooks(), progress or Progress(quiet=True)
     if not paths:
         raise ValueError(f"{project_root()} has no notebooks; call delib in its checkout, or name that by DELIB_HOME")
-    with (
-        tempfile.TemporaryDirectory(
-            prefix="delib-", dir=_room_for(len(2 * "/delib-12345678" + "/kernel-1")), ignore_cleanup_errors=True
-        ) as temporary,
-        ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (temporary, threads)) as pool,
-    ):
-        runs = {pool.submit(run, path, profile, force=force): path.stem for path in _longest_first(paths)}
-        try:
-            for finished in as_completed(runs):
-                stopped = finished.exception() is not None
-                tell(runs[finished], "stopped" if stopped else "up to date" if finished.result().reused else "done")
-        except BaseException:
-            # The pool itself would first run all that it was given.
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():
-                process.terminate()
-            raise
-    return [finished.result() for finished in sorted(runs, key=lambda finished: runs[finished])]
+    outcomes: dict[str, Result | Exception] = {}
+    tasks = [prepare(path, profile, force=force) for path in _longest_first(paths)]
+    with closing(perform_all(tasks, jobs, said, max(1, (os.cpu_count() or 1) // jobs))) as performed:
+        for task, outcome in performed:
+            outcomes[task.name] = outcome
+            said.say(f"{task.name} ({profile}) … {how(outcome)}")
+    return [_or_raise(outcomes[name]) for name in sorted(outcomes)]
+
+
+def how(outcome: Result | Exception) -> str:
+    """How a task ended, in a word or two."""
+    return "stopped" if isinstance(outcome, Exception) else "up to date" if outcome.reused else "done"
+
+
+def _or_raise(outcome: Result | Exception) -> Result:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _longest_first(paths: list[Path]) -> list[Path]:
@@ -158,15 +185,145 @@ def _longest_first(paths: list[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: seconds.get(path.stem, math.inf), reverse=True)
 
 
-def _begin_worker(temporary: str, threads: int) -> None:
-    """A terminal's interrupt reaches every process: the parent alone answers it, by ending the others.
+def perform_all(
+    tasks: Sequence[Task], jobs: int, progress: Progress, threads: int | None = None, scheduler: str = ""
+) -> Generator[tuple[Task, Result | Exception]]:
+    """Perform tasks, ``jobs`` at a time, and yield each with its result, or what stopped it, as it comes.
 
-    What they leave in the folder of temporary files, the parent removes. Their kernels take ``threads`` cores each,
-    unless a notebook or the caller's environment says how many.
+    Each has a kernel, a process of its own, so threads are enough on this side: no pool breaks if one dies. Kernels
+    take ``threads`` cores each, unless a notebook or the caller's environment says how many. An interrupt ends all
+    kernels, and tasks that have not begun never do. With the address of a Dask ``scheduler`` its workers perform them
+    instead; the tasks of a worker that dies are given to another.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tempfile.tempdir = temporary
+    from joblib import Parallel, delayed
+
+    from delib.suite.execute import Kernels
+
+    kernels, slots = Kernels(), SimpleQueue[dict[str, str]]()
+    for variables in device_slots(jobs, threads):
+        slots.put(variables)
+
+    def attempt(task: Task) -> tuple[Task, Result | Exception]:
+        variables = slots.get()
+        try:
+            return task, perform(task, kernels, progress, variables)
+        finally:
+            slots.put(variables)
+
+    try:
+        with progress:
+            if scheduler:
+                yield from _on_cluster(tasks, scheduler)
+            else:
+                # Never in this thread, as joblib does with one job: an interrupt is this one's to hear.
+                options = {"backend": "threading", "return_as": "generator_unordered", "pre_dispatch": jobs}
+                yield from Parallel(max(jobs, 2), batch_size=1, **options)(delayed(attempt)(task) for task in tasks)
+    except BaseException:
+        kernels.stop()
+        raise
+
+
+def device_slots(jobs: int, threads: int | None) -> list[dict[str, str]]:
+    """The environment variables of the kernels that run at a time: their cores and, where there are GPUs, one each."""
+    cores = {"OMP_NUM_THREADS": str(threads)} if threads and "OMP_NUM_THREADS" not in os.environ else {}
+    gpus = _gpus() if jobs > 1 else []
+    return [cores | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(jobs)]
+
+
+def _gpus() -> list[str]:
+    """The names by which CUDA knows this machine's GPUs, those that the environment allows."""
+    if (allowed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in allowed.split(",") if name]
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return re.findall(r"UUID: (GPU-[\w-]+)", listed.stdout)
+
+
+def _on_cluster(tasks: Sequence[Task], scheduler: str) -> Iterator[tuple[Task, Result | Exception]]:
+    try:
+        from distributed import Client, as_completed
+    except ImportError:
+        raise ValueError("a Dask cluster needs the extra `cluster`: pip install delib[cluster]") from None
+    try:
+        client = Client(scheduler, timeout=20)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no Dask scheduler answers at {scheduler} ({type(error).__name__})") from None
+    with client:
+        tasks_of = {client.submit(_attempt, task, pure=False): task for task in tasks}
+        for future in as_completed(tasks_of):
+            # Also of a task on which one worker after the other died.
+            yield tasks_of[future], future.exception() or future.result()
+
+
+def _attempt(task: Task) -> Result | Exception:
+    """On another machine: perform a task with what the worker was given."""
+    from delib.suite.execute import Kernels
+
+    return perform(task, Kernels(), Progress(quiet=True), {})
+
+
+def perform(task: Task, kernels: Kernels, progress: Progress, variables: Mapping[str, str]) -> Result | Exception:
+    """Perform a task, unless its result is up to date; returns what stopped it, as other tasks go on."""
+    try:
+        with kernels.at_work():
+            made_from = fingerprint(task.notebook, task.chosen)
+
+            def needed() -> bool:
+                return task.force or _unspoilt(task.folder, task.name) != (made_from, task.profile)
+
+            if done := needed():
+                with sole(task.folder / f".{task.name}.lock", _waiting(task, kernels, progress)):
+                    if done := needed():  # another run may have done it meanwhile
+                        _perform(task, made_from, kernels, progress, variables)
+            executed, record, _ = task.files
+            return Result(executed, record, reused=not done)
+    except Exception as error:
+        return error
+
+
+def _waiting(task: Task, kernels: Kernels, progress: Progress) -> Callable[[str], None]:
+    """Says, every minute, whom the task waits for."""
+    said = -math.inf
+
+    def wait(owner: str) -> None:
+        nonlocal said
+        kernels.check()
+        if time.monotonic() - said >= WAIT:
+            said = time.monotonic()
+            progress.say(f"{task.label or task.name}: waits for {owner}, who runs it into {task.folder}")
+
+    return wait
+
+
+def _perform(task: Task, made_from: str, kernels: Kernels, progress: Progress, variables: Mapping[str, str]) -> None:
+    from delib.suite.execute import execute
+
+    executed, record, stamp = task.files
+    stamp.unlink(missing_ok=True)
+    before, checkpoints = _modified(record), _checkpoints(task, made_from)
+    if task.force:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    defaults = _defaults(task.notebook)
+    values = {name: value for name, value in task.chosen.items() if value != defaults[name]}
+    own = {"DELIB_BATCH": "1", "TQDM_DISABLE": "1", "DELIB_RUN": str(task.folder)}
+    own |= {"DELIB_CHECKPOINTS": str(checkpoints), **variables}
+    cells = len(read_cells(task.notebook)) + bool(values)  # papermill adds one for them
+    with progress.of(task.label or task.name, cells, executed) as work:
+        execute(task.notebook, executed, values, own, kernels, work.enter)
+    if _modified(record) == before:
+        raise RunFailed(f"{task.name} ran but left no record; its last cell must call `run.write()`")
+    write_stamp(task.folder, task.name, made_from, task.profile)
+    for old in checkpoints.parent.glob(f"{task.name}-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):
+        checkpoints.parent.rmdir()
+
+
+def _checkpoints(task: Task, made_from: str) -> Path:
+    """Where the long steps of a task save themselves: a folder for all that it is made from, gone once it is done."""
+    return task.folder / "checkpoints" / f"{task.name}-{made_from[:16]}"
 
 
 def fingerprint(notebook: Path, chosen: Mapping[str, Any]) -> str:
@@ -266,68 +423,6 @@ def _results(folder: Path) -> list[str]:
     """Names of all results in a folder of reports, whole or not."""
     executed = [path.stem for path in (folder / "notebooks").glob("*.ipynb") if not path.stem.endswith(".failed")]
     return sorted({*(name for name in executed if not name.startswith(".")), *read_records(folder)})
-
-
-def _execute(notebook: Path, executed: Path, values: Mapping[str, Any], folder: Path) -> None:
-    """Run the notebook under a temporary name, renamed to ``executed``, or to ``<name>.failed.ipynb`` if it stops."""
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    working = executed.with_name(f".{executed.stem}.{os.getpid()}.ipynb")
-    failed = executed.with_name(f"{executed.stem}.failed.ipynb")
-    try:
-        with _kernel(folder) as options:
-            papermill.execute_notebook(str(notebook), str(working), dict(values), cwd=str(notebook.parent), **options)
-        os.replace(working, executed)
-        failed.unlink(missing_ok=True)
-    except papermill.PapermillExecutionError as error:
-        os.replace(working, failed)
-        first = next((line for line in error.source.splitlines() if line.strip()), "")
-        raise RunFailed(
-            f"{notebook.stem}: cell In [{error.exec_count}] (`{first}`) raised {error.ename}: "
-            f"{' '.join(error.evalue.split())}; it stands in {failed}"
-        ) from None
-    except DeadKernelError:
-        raise RunFailed(
-            f"{notebook.stem}: its kernel died, most likely for want of memory; try a smaller one"
-        ) from None
-    finally:
-        working.unlink(missing_ok=True)
-
-
-@contextmanager
-def _kernel(folder: Path) -> Iterator[dict[str, Any]]:
-    """What papermill is told of the kernel, whose files and environment variables there are only meanwhile."""
-    from ipykernel.kernelspec import write_kernel_spec
-    from traitlets.config import Config
-
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell what an interrupt leaves of nbclient
-    before = dict(os.environ)
-    # Of each kernel, as they run side by side; sockets are called `kernel-1` and so on.
-    with tempfile.TemporaryDirectory(prefix="delib-", dir=_room_for(len("/delib-12345678/kernel-1"))) as own:
-        variables = {"DELIB_BATCH": "1", "DELIB_RUN": str(folder), "TQDM_DISABLE": "1", "JUPYTER_PATH": own}
-        try:
-            os.environ.update(variables, PYDEVD_DISABLE_FILE_VALIDATION="1")
-            # The Python that runs this, whichever other one is registered as `python3` elsewhere.
-            write_kernel_spec(f"{own}/kernels/python3")
-            yield {
-                "kernel_name": "python3",
-                "language": "python",
-                "request_save_on_cell_execute": False,  # no half-written file, whatever ends this process
-                # Between processes of this machine, not over TCP, where other users could read along.
-                "config": Config(KernelManager={"transport": "ipc", "ip": f"{own}/kernel"}),
-                "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"],
-                "progress_bar": {"leave": False} if sys.stderr.isatty() else False,
-            }
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-
-
-def _room_for(characters: int) -> str | None:
-    """Where a temporary folder with sockets below it is made: as usual, or in /tmp where the path would be too long."""
-    return None if len(os.fsencode(tempfile.gettempdir())) + characters <= SOCKET_PATH else "/tmp"
 
 
 def _modified(path: Path) -> int:

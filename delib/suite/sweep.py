@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from delib.files import clock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +32,9 @@ class Sweep:
         for given in self.settings:
             place = (given["sparsity"], given["seed"])
             more = {"student": copy.deepcopy(self._results[after, *place])} if after else {}
-            start = time.perf_counter()
+            start = clock()
             result = make(**given, **more)
-            seconds = time.perf_counter() - start
+            seconds = clock() - start
             key = dict(zip(("method", "sparsity", "seed"), (method, *place), strict=True))
             self.rows.append({**key, **self.judge(result, **given), "seconds": seconds})
             self._results[method, *place] = result
