@@ -81,6 +81,7 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Run every notebook even if nothing changed.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run at a time.")] = JOBS,
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    slides: Annotated[bool, typer.Option("--slides", help="Make slides of every notebook too.")] = False,
 ) -> None:
     """Run what changed of all notebooks, then compile reports/<profile>/index.html and print its path."""
     from delib.suite import report, runner
@@ -89,7 +90,7 @@ def report(
         typer.echo(f"{notebook} ({profile}) … {outcome}", err=True)
 
     runner.run_all(profile, force=force, jobs=jobs, tell=tell)
-    index = report.compile_report(profile)
+    index = report.compile_report(profile, slides=slides)
     typer.echo(str(index))
     if show:
         typer.launch(index.as_uri())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ at_least = 0.99
 source = "paper"
 text = "Later"
 """
+
+
+def figure_of(*shades: int) -> Any:
+    """A cell with an explorer over planes of these shades, the first at 0%."""
+    frames = [Frame(f"{s}%", png(s), f"A plane of shade {s}") for s in (0, *shades)]
+    return shown({"text/html": Explorer(frames, "Shades")._repr_html_()})
 
 
 @pytest.fixture
@@ -247,6 +254,36 @@ def test_each_claim_leads_to_the_cell_and_the_record_that_measured_it(browser: A
     visit.page.go_back()
     visit.page.locator(".claims").get_by_role("link", name="record: 01_toy:toy.accuracy").first.click()
     assert visit.page.locator(":target").inner_text() == "toy.accuracy 0.97"
+
+
+def test_slides_work_offline_with_their_sliders(browser: Any, project: Any, report: Path) -> None:
+    pytest.importorskip("pyreveal")
+    notes = new_markdown_cell("Slowly.", metadata={"slideshow": {"slide_type": "notes"}})
+    executed(project, "02_talk", new_markdown_cell("## One\n\nSaid."), notes, figure_of(90), title="A talk")
+    index = compile_report("quick", slides=True)
+    visit = browser.open(index.with_name("02_talk.slides.html"))
+    page = visit.page
+    page.wait_for_selector(".reveal.ready")
+    page.keyboard.press("ArrowRight")
+    slide = page.locator(".slides > section.present")
+    assert slide.get_by_role("heading", level=2).inner_text() == "One"
+    page.keyboard.press("n")
+    assert page.locator(".speaker-notes").inner_text().strip() == "Slowly."
+    slide.get_by_role("slider").press("End")
+    assert slide.locator("img:visible").get_attribute("alt") == "A plane of shade 90"
+    assert slide.get_by_role("slider").get_attribute("aria-valuetext") == "90%"
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    assert [rule["id"] for rule in axe.run(page).response["violations"]] == []
+    assert visit.requests == visit.complaints == []
+    page.goto(index.as_uri())
+    page.get_by_role("link", name="Slides of 02_talk").click()
+    assert "02_talk.slides.html" in page.url
+
+
+def test_slides_without_reveal_js_say_what_to_install(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyreveal", None)
+    with pytest.raises(ValueError, match=r"slides need reveal\.js; install it with"):
+        compile_report("quick", slides=True)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])

@@ -176,14 +176,14 @@ def _steps(page: BeautifulSoup, blocks: list[Element]) -> list[list[Element]]:
 
 
 def _pieces(page: BeautifulSoup, block: Element) -> Iterator[Element]:
-    """A block, or long prose as several; a formula stays with what introduces it."""
+    """A block, or long prose as several; a heading stays with what it introduces, a formula with what introduces it."""
     if not _is(block, "prose") or block.get("data-slide") or len(block.get_text()) <= ENOUGH:
         yield block
         return
     piece = page.new_tag(block.name, attrs={**block.attrs})
     for child in block.find_all(True, recursive=False):
-        words = len(child.get_text())
-        if piece.contents and _words([piece]) + words > ENOUGH and child.find("math", recursive=False) is None:
+        whole = piece.find(["p", "ul", "ol", "blockquote", "pre"]) and not child.find("math", recursive=False)
+        if whole and _words([piece]) + len(child.get_text()) > ENOUGH:
             yield piece
             piece = page.new_tag(block.name, attrs={**block.attrs})
         piece.append(child.extract())

@@ -14,12 +14,13 @@ from delib.suite.layout import papers
 from delib.suite.pages import Page, read_page
 from delib.suite.parameters import PROFILES
 from delib.suite.record import read_records, report_folder
+from delib.suite.slides import deck, reveal
 
 
 def compile_report(run: str | Path = "quick", *, slides: bool = False) -> Path:
     """Write ``index.html`` and a page for each executed notebook of ``reports/<run>``; returns the index's path.
 
-    With ``slides`` also ``<name>.slides.html`` of each, by reveal.js.
+    With ``slides`` also ``<name>.slides.html`` of each.
 
     Executes nothing. Raises ValueError if no notebook was run, if a result is not as the runner left it, or if a page
     would load anything from elsewhere.
@@ -36,6 +37,11 @@ def compile_report(run: str | Path = "quick", *, slides: bool = False) -> Path:
     for before, page, after in zip([None, *pages], pages, [*pages[1:], None]):
         facts = {"page": page, "record": records.get(page.name, {}), "before": before, "after": after}
         _write(folder, page.name, "notebook", facts)
+    if slides:
+        style, script = reveal()
+        for page in pages:
+            facts = {"page": page, "deck": deck(page), "style": style, "script": script}
+            _write(folder, f"{page.name}.slides", "slides", facts)
     return _write(folder, "index", "index", {"records": records, "slides": slides, **_summary(run, pages, records)})
 
 
