@@ -71,7 +71,7 @@
     const step = steps[at];
     root.classList.remove("presenting");
     counter.hidden = true;
-    steps.forEach((other) => { other.style.fontSize = ""; });
+    all(".step > *, .step math").forEach((part) => { part.style.fontSize = ""; });
     if (document.fullscreenElement) document.exitFullscreen();
     showCode(stored() === "open");
     step.closest(".part").scrollIntoView();
