@@ -83,6 +83,7 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Run every notebook even if nothing changed.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Notebooks that run at a time.")] = JOBS,
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    slides: Annotated[bool, typer.Option("--slides", help="Make slides of every notebook too.")] = False,
 ) -> None:
     """Run what changed of all notebooks, then compile reports/<profile>/index.html and print its path."""
     from delib.suite import report, runner
@@ -92,7 +93,7 @@ def report(
     if (meanwhile := report_folder("reference") / "index.html").is_file():
         typer.echo(f"to look at meanwhile: {meanwhile}", err=True)
     runner.run_all(profile, force=force, jobs=jobs, progress=Progress())
-    index = report.compile_report(profile)
+    index = report.compile_report(profile, slides=slides)
     typer.echo(str(index))
     if show:
         typer.launch(index.as_uri())

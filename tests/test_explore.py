@@ -38,7 +38,7 @@ def state(section: Any) -> dict[str, Any]:
     assert shown.count() == 1
     return {
         "alt": shown.get_attribute("alt"),
-        "caption": section.locator("figcaption:visible").inner_text(),
+        "caption": section.locator(".caption:visible").inner_text(),
         "label": section.locator("output").inner_text(),
         "spoken": section.locator("input").get_attribute("aria-valuetext"),
         "source": shown.get_attribute("src"),
@@ -47,7 +47,7 @@ def state(section: Any) -> dict[str, Any]:
 
 def test_the_keyboard_moves_picture_words_and_label_offline(browser: Any, tmp_path: Path, frames: list[Frame]) -> None:
     visit = browser.open(page_with(tmp_path, Explorer(frames, "Shades", start=1)))
-    section = visit.page.get_by_role("region", name="Shades")
+    section = visit.page.get_by_role("figure", name="Shades")
     first = state(section)
     assert (first["alt"], first["label"], first["spoken"]) == ("A plane of shade 90", "90%", "90%")
     assert first["caption"] == "caption 90 < 200 & more"
@@ -68,8 +68,8 @@ def test_the_keyboard_moves_picture_words_and_label_offline(browser: Any, tmp_pa
 def test_two_explorers_on_a_page_move_apart(browser: Any, tmp_path: Path, frames: list[Frame]) -> None:
     visit = browser.open(page_with(tmp_path, Explorer(frames, "One"), Explorer(frames, "Two", quantity="Bits")))
     visit.page.get_by_role("slider", name="Bits").press("End")
-    assert state(visit.page.get_by_role("region", name="One"))["label"] == "0%"
-    assert state(visit.page.get_by_role("region", name="Two"))["label"] == "180%"
+    assert state(visit.page.get_by_role("figure", name="One"))["label"] == "0%"
+    assert state(visit.page.get_by_role("figure", name="Two"))["label"] == "180%"
 
 
 def test_a_picture_is_shown_at_half_its_pixels(browser: Any, tmp_path: Path, frames: list[Frame]) -> None:
@@ -119,7 +119,7 @@ def test_what_comes_from_outside_is_escaped(browser: Any, tmp_path: Path) -> Non
     nasty = '"><script>window.harmed = 1</script>'
     visit = browser.open(page_with(tmp_path, Explorer([Frame(nasty, picture(0), nasty, nasty)], nasty, quantity=nasty)))
     assert visit.page.evaluate("window.harmed === undefined")
-    assert state(visit.page.locator("section"))["alt"] == nasty
+    assert state(visit.page.locator("figure"))["alt"] == nasty
     assert visit.complaints == []
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 from base64 import b64encode
 from html import escape
 from typing import Any
 
 import pytest
+from bs4 import BeautifulSoup
 from made import executed, png, printed, shown
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+from PIL import Image
 
+from delib.suite.explorer import Explorer, Frame
 from delib.suite.pages import mathml, read_page
 from delib.suite.report import compile_report
 
@@ -36,13 +40,15 @@ def test_a_page_that_would_load_something_is_refused_by_name(project: Any, html:
 
 
 def body(project: Any, *cells: Any) -> str:
-    return read_page(executed(project, "00_a", *cells)).body
+    """All of a page's sections, as its template puts them together."""
+    return "".join(step for section in read_page(executed(project, "00_a", *cells)).sections for step in section.steps)
 
 
 def test_outputs_become_what_a_reader_can_use(project: Any) -> None:
     assert "<svg" in body(project, shown({"image/svg+xml": "<svg></svg>", "text/plain": "x"}))
     picture = {"image/png": b64encode(png()).decode(), "text/plain": "<Figure>"}
-    assert '<img alt="A plane" src="data:image/png' in body(project, shown(picture, {"image/png": {"alt": "A plane"}}))
+    html = body(project, shown(picture, {"image/png": {"alt": "A plane"}}))
+    assert re.search(r'<img alt="A plane" [^>]*src="data:image/png', html)
     assert 'alt="&lt;Figure&gt;"' in body(project, shown(picture))
     assert "<strong>bold</strong>" in body(project, shown({"text/markdown": "**bold**"}))
     assert "<math" in body(project, shown({"text/latex": "$x$"}))
@@ -69,9 +75,92 @@ def test_text_is_shown_as_on_a_terminal_and_tells_nothing_of_the_machine(
     assert "\x1b" not in html
 
 
+def figure(alt: str, width: int = 40) -> Any:
+    """A cell that shows a figure as ``figures.show`` does."""
+    source = f"data:image/png;base64,{b64encode(png()).decode()}"
+    return shown({"text/html": f'<img class="delib-figure" alt="{escape(alt)}" width="{width}" src="{source}">'})
+
+
+def test_figures_and_explorers_are_numbered_and_captioned_and_prose_leads_to_them(project: Any) -> None:
+    moving = Explorer([Frame("0%", png(), "None gone"), Frame("90%", png(9), "Most gone")], "Shades")
+    page = BeautifulSoup(
+        body(
+            project,
+            figure("A plane. It is grey."),
+            new_markdown_cell("Figure 1 is flat, as the figure above; the figure below moves. Figure 7 is none."),
+            shown({"text/html": moving._repr_html_()}),
+            figure("Photos of many things: " + "horse 0.94, " * 40),
+        ),
+        "html.parser",
+    )
+    captions = [caption.get_text() for caption in page.select("figcaption")]
+    assert captions == ["Figure 1. A plane. It is grey.", "Figure 2. Shades", "Figure 3. Photos of many things."]
+    assert [(link.get_text(), link["href"]) for link in page.select(".prose a")] == [
+        ("Figure 1", "#figure-1"),
+        ("figure above", "#figure-1"),
+        ("figure below", "#figure-2"),
+    ]
+    assert [anchor["id"] for anchor in page.select(".anchor")] == ["figure-1", "figure-2", "figure-3"]
+
+
+def test_the_first_mention_of_a_method_leads_to_its_paper(project: Any) -> None:
+    text = "SparseGPT-like peers, such as `Wanda`.\n\nWanda and SparseGPT, and Wanda again."
+    page = BeautifulSoup(body(project, new_markdown_cell(text)), "html.parser")
+    links = {link.get_text(): link["href"] for link in page.select(".prose a")}
+    assert links == {"Wanda": "https://arxiv.org/abs/2306.11695", "SparseGPT": "https://arxiv.org/abs/2301.00774"}
+
+
+def test_photos_become_light_and_drawings_stay_as_they_are(project: Any) -> None:
+    noise = Image.effect_noise((300, 200), 80)
+    buffer = io.BytesIO()
+    noise.save(buffer, "PNG")
+    photo = shown({"text/html": f'<img alt="x" src="data:image/png;base64,{b64encode(buffer.getvalue()).decode()}">'})
+    html = body(project, photo)
+    assert "data:image/webp" in html
+    assert len(html) < len(photo.outputs[0].data["text/html"]) / 1.5
+    assert b64encode(png()).decode() in body(project, figure("A drawing"))
+
+
+def slides(project: Any, *cells: Any) -> list[str]:
+    """The words of each step of the second section on."""
+    sections = read_page(executed(project, "00_a", *cells)).sections[1:]
+    return [BeautifulSoup(step, "html.parser").get_text(" ", strip=True) for s in sections for step in s.steps]
+
+
+def test_a_section_is_cut_where_prose_follows_a_figure_or_gets_long_unless_a_cell_says_otherwise(project: Any) -> None:
+    heading, after = new_markdown_cell("## One\n\nBefore."), new_markdown_cell("After." + " More." * 90)
+    assert [step[:13] for step in slides(project, heading, figure("A"), after, figure("B"))] == [
+        "Before. Code ",
+        "After. More. ",
+    ]
+    assert len(slides(project, heading, figure("A"), figure("B"))) == 2
+    assert len(slides(project, heading, figure("A"), new_markdown_cell("A short word after."))) == 1
+    assert len(slides(project, new_markdown_cell("## One\n\n" + "\n\n".join(["Word " * 60] * 3)))) == 3
+    kept = figure("B")
+    kept.metadata["slideshow"] = {"slide_type": "fragment"}
+    assert len(slides(project, heading, figure("A"), kept)) == 1
+    split = new_markdown_cell("Apart.", metadata={"slideshow": {"slide_type": "slide"}})
+    assert slides(project, heading, split) == ["Before.", "Apart."]
+
+
+def test_notes_are_for_who_speaks_only(project: Any) -> None:
+    notes = new_markdown_cell("Say it slowly.", metadata={"slideshow": {"slide_type": "notes"}})
+    path = executed(project, "00_a", new_markdown_cell("## One\n\nShown."), notes)
+    section = read_page(path).sections[1]
+    assert "slowly" in section.notes
+    assert "slowly" not in "".join(section.steps)
+
+
+def test_the_cell_that_measured_is_found_by_its_metric(project: Any) -> None:
+    cells = (new_code_cell("accuracy = 1"), new_code_cell('run.add("toy", accuracy=accuracy, **others)'))
+    page = read_page(executed(project, "00_a", *cells))
+    assert (page.cell_of("toy.accuracy"), page.cell_of("toy.bits")) == ("cell-2", "cell-3")
+    assert read_page(executed(project, "00_a")).cell_of("toy.bits") == ""
+
+
 def test_pictures_in_prose_are_embedded(project: Any) -> None:
     (project.root / "notebooks" / "plane.png").write_bytes(png())
-    assert '<img src="data:image/png;base64,' in body(project, new_markdown_cell("![A plane](plane.png)"))
+    assert ' src="data:image/png;base64,' in body(project, new_markdown_cell("![A plane](plane.png)"))
 
 
 @pytest.mark.parametrize("latex", [r"\frac{1}{2}", r"x_{ij}^2", r"\begin{matrix}a & b\\c & d\end{matrix}"])

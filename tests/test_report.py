@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 from made import executed, png, printed, shown, stamp
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+from PIL import Image
 
+from delib.files import write_json
 from delib.suite.explorer import Explorer, Frame
 from delib.suite.report import compile_report, duration, publish_reference
 
@@ -36,6 +40,12 @@ text = "Later"
 """
 
 
+def figure_of(*shades: int) -> Any:
+    """A cell with an explorer over planes of these shades, the first at 0%."""
+    frames = [Frame(f"{s}%", png(s), f"A plane of shade {s}") for s in (0, *shades)]
+    return shown({"text/html": Explorer(frames, "Shades")._repr_html_()})
+
+
 @pytest.fixture
 def report(project: Any) -> Path:
     """A report of two notebooks that hold everything a notebook may show."""
@@ -48,6 +58,9 @@ def report(project: Any) -> Path:
             "## One step\n\nInline $\\tau^2$ and\n\n$$L = \\sum_i \\frac{a_i}{b}$$\n\nSee [toy](01_toy.ipynb)."
         ),
         shown({"text/html": image, "text/plain": "[figure]"}),
+        shown(
+            {"text/html": "<table><thead><tr><th></th><th>wide</th></tr></thead><tr><th>a</th><td>1</td></tr></table>"}
+        ),
         new_markdown_cell("## Another step"),
         shown(
             {"text/html": Explorer(frames, "Shades")._repr_html_(), WIDGET: {"model_id": "x"}, "text/plain": "VBox()"}
@@ -55,7 +68,13 @@ def report(project: Any) -> Path:
         new_code_cell("print(1 < 2)", outputs=[printed("one\n"), printed("two\n"), printed("careful", "stderr")]),
         title="First & `foremost`",
     )
-    executed(project, "01_toy", new_code_cell("1 + 1", outputs=[new_output("execute_result", {"text/plain": "2"})]))
+    executed(
+        project,
+        "01_toy",
+        new_code_cell(
+            'run.add("toy", accuracy=0.97)  # toy.accuracy', outputs=[new_output("execute_result", {"text/plain": "2"})]
+        ),
+    )
     (project.root / "reports" / "claims.toml").write_text(CLAIMS)
     return compile_report("quick")
 
@@ -81,11 +100,13 @@ def test_the_index_leads_to_every_page_and_pages_to_each_other(browser: Any, rep
     visit = browser.open(report)
     page = visit.page
     assert page.locator(".card h3").all_inner_texts() == ["First & foremost", "A toy"]
-    page.get_by_role("link", name="First & foremost").click()
+    page.get_by_role("heading", name="First & foremost").get_by_role("link").click()
     assert page.url.endswith("/00_first.html")
-    page.get_by_role("link", name="A toy →").click()
+    page.get_by_role("link", name="Next → A toy").click()
     assert page.url.endswith("/01_toy.html")
-    page.get_by_role("link", name="Index").click()
+    page.get_by_role("link", name="Previous").click()
+    assert page.url.endswith("/00_first.html")
+    page.get_by_role("link", name="Directed Evolution", exact=True).click()
     assert page.url.endswith("/index.html")
     page.goto(report.with_name("00_first.html").as_uri())
     page.get_by_role("link", name="toy", exact=True).click()
@@ -102,9 +123,12 @@ def test_a_notebook_s_page_shows_formulas_pictures_and_a_slider_that_moves(brows
     assert page.locator('img[alt="A small plane"]').is_visible()
     assert "VBox" not in page.content()
     slider = page.get_by_role("slider", name="Sparsity")
-    assert page.locator("figure img:visible").get_attribute("alt") == "A plane of shade 0"
-    slider.press("ArrowRight")
-    assert page.locator("figure img:visible").get_attribute("alt") == "A plane of shade 90"
+    picture = page.locator(".delib-explorer img:visible")
+    assert picture.get_attribute("alt") == "A plane of shade 0"
+    for key, spoken in (("ArrowRight", "90%"), ("Home", "0%"), ("End", "90%")):
+        slider.press(key)
+        assert slider.get_attribute("aria-valuetext") == spoken
+    assert picture.get_attribute("alt") == "A plane of shade 90"
     assert page.locator("output").inner_text() == "90%"
     assert page.locator("pre.stream.stdout").all_inner_texts() == ["one\ntwo"]
     assert page.locator("pre.stream.stderr").all_inner_texts() == ["careful"]
@@ -112,20 +136,164 @@ def test_a_notebook_s_page_shows_formulas_pictures_and_a_slider_that_moves(brows
     assert visit.requests == visit.complaints == []
 
 
-def test_code_can_be_hidden_and_sections_reached_by_keyboard(browser: Any, report: Path) -> None:
-    page = browser.open(report.with_name("00_first.html"), width=1600).page
-    code = page.locator("details.code pre")
-    assert code.first.is_visible()
-    button = page.get_by_role("button", name="Show code")
-    button.press("Enter")
-    assert button.get_attribute("aria-pressed") == "false"
+def test_code_is_folded_until_it_is_wanted_and_the_choice_is_remembered(browser: Any, report: Path) -> None:
+    page = browser.open(report.with_name("00_first.html")).page
+    code, button = page.locator("details.code pre"), page.get_by_role("button", name="Show code")
     assert not code.first.is_visible()
     button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
     assert code.first.is_visible()
+    page.get_by_role("link", name="Next").click()
+    assert page.locator("details.code pre").first.is_visible(), "remembered on the next page"
+    page.get_by_role("button", name="Show code").click()
+    page.reload()
+    assert not page.locator("details.code pre").first.is_visible()
+
+
+def test_code_opens_where_the_browser_stores_nothing(browser: Any, report: Path) -> None:
+    path = report.with_name("00_first.html")
+    refusing = "<head><script>Object.defineProperty(window, 'localStorage', {get() { throw Error('no') }})</script>"
+    path.write_text(path.read_text().replace("<head>", refusing, 1))
+    visit = browser.open(path)
+    visit.page.get_by_role("button", name="Show code").click()
+    assert visit.page.locator("details.code pre").first.is_visible()
+    assert visit.complaints == []
+
+
+def test_without_scripts_all_sections_and_code_can_be_reached(browser: Any, report: Path) -> None:
+    page = browser.open(report.with_name("00_first.html"), scripts=False).page
+    assert page.get_by_role("heading", name="Another step").is_visible()
+    page.locator("details.code summary").first.click()
+    assert page.locator("details.code pre").first.is_visible()
+
+
+def test_the_contents_lead_to_the_sections_and_mark_the_present_one(browser: Any, report: Path) -> None:
+    page = browser.open(report.with_name("00_first.html")).page
+    page.set_viewport_size({"width": 1280, "height": 500})
     contents = page.get_by_role("navigation", name="Sections of this notebook").get_by_role("link")
     assert contents.all_inner_texts() == ["One step", "Another step"]
     contents.last.press("Enter")
     assert page.locator(":target").inner_text() == "Another step"
+    page.wait_for_selector(".contents a[aria-current]:text('Another step')")
+    box, text = contents.last.bounding_box(), page.locator("main").bounding_box()
+    assert box["x"] >= text["x"] + text["width"], "beside the text"
+
+
+def test_presenting_shows_one_step_a_screen_and_ends_with_escape(browser: Any, report: Path) -> None:
+    visit = browser.open(report.with_name("00_first.html"))
+    page = visit.page
+    page.keyboard.press("p")
+    shown = page.locator(".step:visible")
+    assert shown.count() == 1
+    assert not page.locator("details.code").first.is_visible()
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("heading", level=2).all_inner_texts() == ["One step"]
+    assert page.locator(".counter").inner_text().startswith("2 / ")
+    page.keyboard.press("End")
+    slider = page.get_by_role("slider")
+    assert slider.is_visible()
+    slider.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "90%", "a slider keeps its arrow keys"
+    page.keyboard.press("PageUp")
+    assert page.get_by_role("heading", level=2).all_inner_texts() == ["One step"]
+    page.keyboard.press("Escape")
+    assert shown.count() > 1
+    page.get_by_role("button", name="Present").click()
+    assert shown.count() == 1
+    assert visit.complaints == []
+
+
+@pytest.mark.parametrize("run", ["page", "presenting"])
+def test_an_explorer_fits_the_screen_with_its_slider(browser: Any, project: Any, run: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (1600, 1600)).save(buffer, "PNG")
+    frames = [Frame(f"{s}%", buffer.getvalue(), f"A plane of shade {s}", "A caption") for s in (0, 90)]
+    executed(
+        project, "00_a", new_markdown_cell("## One"), shown({"text/html": Explorer(frames, "Shades")._repr_html_()})
+    )
+    page = browser.open(compile_report("quick").with_name("00_a.html")).page
+    page.set_viewport_size({"width": 1280, "height": 720})
+    if run == "presenting":
+        page.keyboard.press("p")
+        page.keyboard.press("End")
+    else:
+        page.locator(".delib-explorer img:visible").evaluate(
+            "image => scrollTo(0, image.getBoundingClientRect().top - 60)"
+        )
+    picture, bar = page.locator(".delib-explorer img:visible").bounding_box(), page.get_by_role("slider").bounding_box()
+    assert run == "presenting" or picture["width"] == pytest.approx(picture["height"])
+    assert picture["y"] >= 0
+    assert bar["y"] + bar["height"] <= 720
+
+
+def test_the_index_opens_with_teacher_and_student_and_a_slider(browser: Any, report: Path) -> None:
+    visit = browser.open(report)
+    left, right = visit.page.locator(".hero img:visible").all()
+    assert (left.get_attribute("alt"), right.get_attribute("alt")) == ("A plane of shade 0",) * 2
+    visit.page.get_by_role("slider", name="Sparsity").press("End")
+    assert left.get_attribute("alt") == "A plane of shade 0"
+    assert visit.page.locator(".hero img:visible").last.get_attribute("alt") == "A plane of shade 90"
+    assert visit.page.locator(".hero output").inner_text() == "90%"
+    first = visit.page.locator("main img").first.bounding_box()
+    assert first["y"] < 300, "the first picture stands on the first screen"
+
+
+def test_the_numbers_of_the_index_are_the_shipped_student_s(browser: Any, project: Any, report: Path) -> None:
+    metrics = {"sparsity": 0.9002, "compression_ratio": 42.14, "retention_25": 0.9675, "photos_tested": 364}
+    write_json(project.root / "data" / "students" / "small.json", {"metrics": metrics})
+    numbers = browser.open(compile_report("quick")).page.locator(".numbers dd").all_inner_texts()
+    assert numbers == ["90.0%", "42.1×", "96.8%"]
+
+
+def test_each_claim_leads_to_the_cell_and_the_record_that_measured_it(browser: Any, report: Path) -> None:
+    visit = browser.open(report)
+    row = visit.page.locator(".claims tr", has_text="Perfect")
+    row.get_by_role("link", name="97.00%").click()
+    assert visit.page.url.endswith("01_toy.html#cell-2")
+    assert "toy.accuracy" in visit.page.locator(":target").text_content()
+    visit.page.go_back()
+    visit.page.locator(".claims").get_by_role("link", name="record: 01_toy:toy.accuracy").first.click()
+    assert visit.page.locator(":target").inner_text() == "toy.accuracy 0.97"
+
+
+def test_slides_work_offline_with_their_sliders(browser: Any, project: Any, report: Path) -> None:
+    pytest.importorskip("pyreveal")
+    notes = new_markdown_cell("Slowly.", metadata={"slideshow": {"slide_type": "notes"}})
+    executed(project, "02_talk", new_markdown_cell("## One\n\nSaid."), notes, figure_of(90), title="A talk")
+    index = compile_report("quick", slides=True)
+    visit = browser.open(index.with_name("02_talk.slides.html"))
+    page = visit.page
+    page.wait_for_selector(".reveal.ready")
+    page.keyboard.press("ArrowRight")
+    slide = page.locator(".slides > section.present")
+    assert slide.get_by_role("heading", level=2).inner_text() == "One"
+    page.keyboard.press("n")
+    assert page.locator(".speaker-notes").inner_text().strip() == "Slowly."
+    slide.get_by_role("slider").press("End")
+    assert slide.locator("img:visible").get_attribute("alt") == "A plane of shade 90"
+    assert slide.get_by_role("slider").get_attribute("aria-valuetext") == "90%"
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    assert [rule["id"] for rule in axe.run(page).response["violations"]] == []
+    assert visit.requests == visit.complaints == []
+    page.goto(index.as_uri())
+    page.get_by_role("link", name="Slides of 02_talk").click()
+    assert "02_talk.slides.html" in page.url
+
+
+def test_slides_without_reveal_js_say_what_to_install(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyreveal", None)
+    with pytest.raises(ValueError, match=r"slides need reveal\.js; install it with"):
+        compile_report("quick", slides=True)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_axe_finds_nothing(browser: Any, report: Path, width: int, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for name in ("index.html", "00_first.html"):
+        page = browser.open(report.with_name(name), width=width).page
+        page.emulate_media(color_scheme=scheme)
+        page.evaluate("document.querySelectorAll('details').forEach((element) => { element.open = true; })")
+        assert [(rule["id"], rule["nodes"][0]["html"]) for rule in axe.run(page).response["violations"]] == []
 
 
 @pytest.mark.parametrize("width", [360, 1280, 1920])

@@ -43,7 +43,8 @@ class Claim:
     comparison: str = ""
     threshold: float = 0.0
     measured: float | None = None
-    headline: bool = False  # stands in the README; the report has all
+    metric: str = ""  # what measures it, "<record>:<network>.<metric>"
+    headline: bool | str = False  # stands in the README, in these words if they are given; the report has all
 
     @property
     def verdict(self) -> str:
@@ -52,6 +53,11 @@ class Claim:
             return NOT_MEASURED
         measured = round(self.measured, DECIMALS)
         return REACHED if COMPARISONS[self.comparison][1](measured, self.threshold) else NOT_REACHED
+
+    @property
+    def stated(self) -> str:
+        """The claim in words that stand alone, as ``text`` may go on from the claim before it."""
+        return self.headline if isinstance(self.headline, str) and self.headline else self.text
 
     @property
     def shown(self) -> str:
@@ -74,13 +80,17 @@ def read_claims(run: str | Path) -> list[Claim]:
     path = project_root() / "reports" / "claims.toml"
     if not path.is_file():
         return []
-    shipped = (project_root() / "data" / "students").glob("*.json")
-    records = read_records(run) | {f"students/{file.stem}": read_record(file) for file in shipped}
+    records = read_records(run) | {f"students/{name}": record for name, record in shipped_records().items()}
     metrics = {f"{source}:{name}": x for source, record in records.items() for name, x in record["metrics"].items()}
     try:
         return [_claim(entry, metrics) for entry in tomllib.loads(path.read_text(encoding="utf-8"))["claim"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name}: {error}") from None
+
+
+def shipped_records() -> dict[str, dict[str, Any]]:
+    """The records of the students in ``data/students``, by name. Raises ValueError on a bad one."""
+    return {file.stem: read_record(file) for file in sorted((project_root() / "data" / "students").glob("*.json"))}
 
 
 def _claim(entry: dict[str, Any], metrics: Mapping[str, float]) -> Claim:
@@ -100,7 +110,7 @@ def _claim(entry: dict[str, Any], metrics: Mapping[str, float]) -> Claim:
     measured = metrics.get(metric)
     if minus is not None and measured is not None:
         measured = measured - metrics[minus] if minus in metrics else None
-    return Claim(**entry, comparison=comparison, threshold=threshold, measured=measured)
+    return Claim(**entry, metric=metric, comparison=comparison, threshold=threshold, measured=measured)
 
 
 def markdown_table(claims: list[Claim]) -> str:
@@ -109,7 +119,7 @@ def markdown_table(claims: list[Claim]) -> str:
     for claim in claims:
         verdict = {REACHED: "✓ reached", NOT_REACHED: "✗ **not reached**", NOT_MEASURED: "not measured"}[claim.verdict]
         rows.append(
-            f"| {SOURCES[claim.source]} | {claim.text} | {claim.on} | {claim.goal} | {claim.shown} | {verdict} |"
+            f"| {SOURCES[claim.source]} | {claim.stated} | {claim.on} | {claim.goal} | {claim.shown} | {verdict} |"
         )
     return "\n".join(rows)
 

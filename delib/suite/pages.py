@@ -19,7 +19,9 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from delib.files import project_root
+from delib.suite import pictures
 from delib.suite.explorer import template
+from delib.suite.layout import Section, captioned, linked, sections, without_empty_headers
 from delib.suite.parameters import read_cells
 
 # Attributes by which elements load something; links that a reader follows are fine.
@@ -29,18 +31,40 @@ PICTURE = 'img[src^="data:image/"]'
 
 
 @dataclass(frozen=True)
+class Moving:
+    """An explorer's frames as the page has them: its title, quantity and start; (label, alt, caption, PNG) of each."""
+
+    title: str
+    quantity: str
+    start: int
+    frames: list[tuple[str, str, str, bytes]]
+
+
+@dataclass(frozen=True)
 class Page:
     """A notebook's parts for the templates: HTML, except ``name`` and ``title``, which are plain text.
 
-    ``headings`` are (id, text) of its sections; ``picture`` is an ``<img>`` for the index, empty if it has none.
+    ``sections`` are its parts, the first without a heading; ``picture`` (alt, PNG) is for the index; ``explorers`` are
+    its sliders; ``cells`` maps the ids of its code cells to their code.
     """
 
     name: str
     title: str
     intro: str
-    body: str
-    headings: list[tuple[str, str]]
-    picture: str
+    sections: list[Section]
+    picture: tuple[str, bytes] | None
+    explorers: list[Moving]
+    cells: dict[str, str]
+
+    def cell_of(self, metric: str) -> str:
+        """Id of the cell that measured ``<network>.<metric>``: the first that names it, else the one that records.
+
+        Empty if the notebook has neither.
+        """
+        name = metric.rpartition(".")[2]
+        naming = (cell for cell, code in self.cells.items() if re.search(rf"\b{re.escape(name)}\b", code))
+        recording = (cell for cell, code in self.cells.items() if re.search(r"\brun\.add\(", code))
+        return next(naming, "") or next(recording, "")
 
 
 def read_page(executed: Path) -> Page:
@@ -57,15 +81,44 @@ def read_page(executed: Path) -> Page:
     page = BeautifulSoup(body, "html.parser", on_duplicate_attribute="ignore")  # as browsers do
     if outside := loaded(page):
         raise ValueError(f"{executed.name} loads {outside[0][:80]}; embed it, the report must work without a network")
-    title, intro = page.select_one(".prose h1"), page.select_one(".prose h1 + p")
+    return _page(executed.stem, page, {f"cell-{i}": c.source for i, c in enumerate(cells, 1) if c.cell_type == "code"})
+
+
+def _page(name: str, page: BeautifulSoup, cells: dict[str, str]) -> Page:
+    """The parts of a page; its figures get numbers and captions, its photos become light."""
+    heading, intro = page.select_one(".prose h1"), page.select_one(".prose h1 + p")
+    title = heading.get_text().strip() if heading else name
+    introduction = str(intro) if intro and intro.get_text().strip() else ""  # no mere picture
+    picture = page.select_one(f".cover {PICTURE}") or page.select_one(PICTURE)
+    shown = pictures.read(str(picture["src"])) if picture else None
+    explorers = [_moving(explorer) for explorer in page.select("figure.delib-explorer")]
+    captioned(page)
+    without_empty_headers(page)
+    linked(page)
+    for image in page.select("img"):
+        image["src"] = pictures.lightened(str(image.get("src", "")))
     return Page(
-        executed.stem,
-        title.get_text().strip() if title else executed.stem,
-        str(intro) if intro and intro.get_text().strip() else "",  # no mere picture
-        body,
-        renderer.headings,
-        str(page.select_one(f".cover {PICTURE}") or page.select_one(PICTURE) or ""),
+        name,
+        title,
+        introduction,
+        sections(page, title),
+        (str(picture.get("alt", "")), shown) if picture and shown else None,
+        [explorer for explorer in explorers if explorer],
+        cells,
     )
+
+
+def _moving(explorer: Any) -> Moving | None:
+    """An explorer of a page as its frames; None if it is not one that our template made."""
+    try:
+        slider, frames = explorer.select_one("input"), explorer.select(".frame")
+        data = [pictures.read(str(frame.img["src"])) for frame in frames]
+        words = [(str(f["data-label"]), str(f.img["alt"]), f.select_one(".caption").get_text()) for f in frames]
+        title, quantity = explorer.figcaption.get_text().strip(), explorer.select_one("label").get_text().strip()
+        made = [(*said, png) for said, png in zip(words, data) if png]
+        return Moving(title, quantity, int(str(slider["value"])), made) if len(made) == len(frames) > 1 else None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def loaded(page: BeautifulSoup) -> list[str]:
@@ -81,11 +134,11 @@ def loaded(page: BeautifulSoup) -> list[str]:
 
 
 class Prose(IPythonRenderer):
-    """Markdown as HTML: formulas as MathML, images embedded, sections with ids collected in ``headings``."""
+    """Markdown as HTML: formulas as MathML, images embedded, headings with ids."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(escape=False, embed_images=True, path=str(folder))
-        self.headings: list[tuple[str, str]] = []
+        self.ids: set[str] = set()
 
     def markdown(self, source: str, cell: Any = None) -> str:
         """The source as HTML, with the pictures that are attached to its cell."""
@@ -93,12 +146,11 @@ class Prose(IPythonRenderer):
         return str(MarkdownWithMath(self).render(source))
 
     def heading(self, text: str, level: int, **attrs: Any) -> str:
-        """A heading with an id; those of level 2 go to the table of contents."""
+        """A heading with an id of its own."""
         plain = unescape(re.sub(r"<[^>]+>", "", text)).strip()
         slug = re.sub(r"\W+", "-", plain.lower()).strip("-")
-        slug = slug if slug not in dict(self.headings) else f"{slug}-{len(self.headings)}"
-        if level == 2:
-            self.headings.append((slug, plain))
+        slug = slug if slug not in self.ids else f"{slug}-{len(self.ids)}"
+        self.ids.add(slug)
         return f'<h{level} id="{slug}">{text}</h{level}>\n'
 
     def inline_html(self, html: str) -> str:

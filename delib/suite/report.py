@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from delib.files import write_bytes
-from delib.suite import claims, runner
+from delib.suite import claims, overview, runner
 from delib.suite.explorer import template
-from delib.suite.pages import read_page
+from delib.suite.layout import papers
+from delib.suite.pages import Page, read_page
 from delib.suite.parameters import PROFILES
 from delib.suite.progress import duration
 from delib.suite.record import read_records, report_folder
+from delib.suite.slides import deck, reveal
 
 
-def compile_report(run: str | Path = "quick") -> Path:
+def compile_report(run: str | Path = "quick", *, slides: bool = False) -> Path:
     """Write ``index.html`` and a page for each executed notebook of ``reports/<run>``; returns the index's path.
+
+    With ``slides`` also ``<name>.slides.html`` of each.
 
     Executes nothing. Raises ValueError if no notebook was run, if a result is not as the runner left it, or if a page
     would load anything from elsewhere.
@@ -34,7 +38,12 @@ def compile_report(run: str | Path = "quick") -> Path:
     for before, page, after in zip([None, *pages], pages, [*pages[1:], None]):
         facts = {"page": page, "record": records.get(page.name, {}), "before": before, "after": after}
         _write(folder, page.name, "notebook", facts)
-    return _write(folder, "index", "index", {"pages": pages, "records": records, **_summary(run, records)})
+    if slides:
+        style, script = reveal()
+        for page in pages:
+            facts = {"page": page, "deck": deck(page), "style": style, "script": script}
+            _write(folder, f"{page.name}.slides", "slides", facts)
+    return _write(folder, "index", "index", {"records": records, "slides": slides, **_summary(run, pages, records)})
 
 
 def _write(folder: Path, name: str, template_name: str, facts: dict[str, Any]) -> Path:
@@ -44,13 +53,20 @@ def _write(folder: Path, name: str, template_name: str, facts: dict[str, Any]) -
     return path
 
 
-def _summary(run: str | Path, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _summary(run: str | Path, pages: list[Page], records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What the index says of all notebooks: the claims by who makes them, their verdicts, what records share."""
-    claimed = claims.read_claims(run)
+    claimed, students = claims.read_claims(run), claims.shipped_records()
     verdicts = Counter(claim.verdict for claim in claimed)
     return {
+        "hero": overview.hero(pages),
+        "cards": overview.cards(pages),
+        "numbers": overview.numbers(students),
+        "students": students,
+        "headlines": [claim for claim in claimed if claim.headline],
         "groups": {name: [c for c in claimed if c.source == source] for source, name in claims.SOURCES.items()},
         "counts": {verdict: verdicts[verdict] for verdict in (claims.REACHED, claims.NOT_REACHED, claims.NOT_MEASURED)},
+        "evidence": overview.evidence(claimed, pages),
+        "papers": papers(),
         "common": common(records),
     }
 
