@@ -1,15 +1,12 @@
-"""The README's glossary, and prose in which each of its terms is explained where it first occurs."""
+"""The glossary, which stands in the README: what each word means."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 
 ROW = re.compile(r"\| (?P<terms>[^|]+?) \| (?P<meanings>[^|]+?) \|[^|]*\|")
 HEADING = "## The words"
-SILENT = re.compile(r"</?(a|code|math|abbr|dfn|strong|h\d)\b")  # elements whose text is left alone
 
 
 def read_glossary(readme: Path) -> dict[str, str]:
@@ -27,32 +24,3 @@ def read_glossary(readme: Path) -> dict[str, str]:
             meanings = [row["meanings"]] * len(terms)
         glossary |= dict(zip(terms, meanings, strict=True))
     return glossary
-
-
-class Glossary:
-    """Marks the first occurrence of each term in one page's prose, as an ``<abbr>`` whose title explains it."""
-
-    def __init__(self, meanings: Mapping[str, str]) -> None:
-        self.left = {term.lower(): meaning for term, meaning in meanings.items()}
-
-    def marked(self, html: str) -> str:
-        """A paragraph's HTML with its terms marked; code, formulas, links and what is emphasised are left alone."""
-        pieces, silent = re.split(r"(<[^>]+>)", html), 0
-        for i, piece in enumerate(pieces):
-            if i % 2:
-                silent += bool(SILENT.match(piece)) * (-1 if piece.startswith("</") else 1)
-            elif not silent:
-                pieces[i] = self._explained(piece)
-        return "".join(pieces)
-
-    def _explained(self, text: str) -> str:
-        if not self.left:
-            return text
-        longest = sorted(self.left, key=len, reverse=True)
-        pattern = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, longest))})(s|es)?(?![\w-])", re.IGNORECASE)
-
-        def explain(found: re.Match[str]) -> str:
-            meaning = self.left.pop(found[1].lower(), None)
-            return f'<abbr title="{escape(meaning)}">{found[0]}</abbr>' if meaning else found[0]
-
-        return pattern.sub(explain, text)

@@ -6,7 +6,7 @@ import functools
 import itertools
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -89,23 +89,33 @@ def linked(page: BeautifulSoup) -> None:
         named |= dict(zip((f"(?i:{BACK})", f"(?i:{AHEAD})"), ["", *anchors, ""][passed : passed + 2]))
         for words, id in named.items():
             if id:
-                _link(page, element, rf"\b{words}\b", f"#{id}")
+                _mark(page, element, rf"\b{words}\b", "a", {"href": f"#{id}"})
     prose = [element for element in elements if element.name == "p"]
     for paper in papers():
         words = rf"(?<![\w-])(?i:{'|'.join(map(re.escape, paper['names']))})(?![\w-])"
-        any(_link(page, element, words, paper["address"], once=True) for element in prose)
+        any(_mark(page, element, words, "a", {"href": paper["address"]}, once=True) for element in prose)
 
 
-def _link(page: BeautifulSoup, element: Element, words: str, address: str, *, once: bool = False) -> bool:
-    """Make links of what matches ``words`` in an element's own text. Returns whether there was any."""
+def explained(page: BeautifulSoup, glossary: Mapping[str, str]) -> None:
+    """The first mention of each of the glossary's terms in the prose gets its meaning, one hover away."""
+    prose = page.select(".prose p, .prose li")
+    for term in sorted(glossary, key=len, reverse=True):
+        words = rf"(?<![\w-])(?i:{re.escape(term)})(s|es)?(?![\w-])"
+        any(_mark(page, element, words, "abbr", {"title": glossary[term]}, once=True) for element in prose)
+
+
+def _mark(
+    page: BeautifulSoup, element: Element, words: str, tag: str, attributes: dict[str, str], *, once: bool = False
+) -> bool:
+    """Put what matches ``words`` in an element's own text into tags. Returns whether there was any."""
     for text in list(element.find_all(string=re.compile(words))):
-        if text.find_parent(["a", "code", "pre", "math", "script", "style", "figure"]):
+        if text.find_parent(["a", "abbr", "code", "pre", "math", "script", "style", "figure"]):
             continue
         end, pieces = 0, []
         for match in itertools.islice(re.finditer(words, text), 1 if once else None):
-            link = page.new_tag("a", attrs={"href": address})
-            link.string = match[0]
-            pieces += [text[end : match.start()], link]
+            marked = page.new_tag(tag, attrs=attributes)
+            marked.string = match[0]
+            pieces += [text[end : match.start()], marked]
             end = match.end()
         text.replace_with(*pieces, text[end:])
         if once:

@@ -21,7 +21,8 @@ from pygments.lexers import PythonLexer
 from delib.files import project_root
 from delib.suite import pictures
 from delib.suite.explorer import template
-from delib.suite.layout import Section, captioned, linked, sections, without_empty_headers
+from delib.suite.glossary import read_glossary
+from delib.suite.layout import Section, captioned, explained, linked, sections, without_empty_headers
 from delib.suite.parameters import read_cells
 
 # Attributes by which elements load something; links that a reader follows are fine.
@@ -95,6 +96,7 @@ def _page(name: str, page: BeautifulSoup, cells: dict[str, str]) -> Page:
     captioned(page)
     without_empty_headers(page)
     linked(page)
+    explained(page, read_glossary(project_root() / "README.md"))
     for image in page.select("img"):
         image["src"] = pictures.lightened(str(image.get("src", "")))
     return Page(
