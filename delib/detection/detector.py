@@ -6,6 +6,7 @@ draws masks, the mask prototypes. All else follows from these.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from delib.detection.letterbox import Letterboxing
 from delib.nn.divergence import Divergence
 
 
-class DetectionNetwork(nn.Module):
+class DetectionNetwork(nn.Module, ABC):
     """A detector. Takes images [n, 3, height, width] (RGB, 0..1; multiples of the largest stride), gives its outputs by
     level, each [n, channels, rows, columns], and last, if ``has_masks``, prototypes [n, coefficients, rows, columns].
 
@@ -50,9 +51,9 @@ class DetectionNetwork(nn.Module):
         return self.heads[0].coefficients > 0
 
     @property
+    @abstractmethod
     def activations(self) -> dict[str, str]:
         """For each weight layer that an activation follows, the module whose output is the activation's."""
-        raise NotImplementedError
 
     def decode(self, outputs: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Boxes [n, boxes, 4] in pixels of the input, and confidences [n, boxes, classes], of all levels together."""
