@@ -21,7 +21,7 @@ from delib.evolution import Cycle, SparsityDatabase, evolve
 from delib.evolution.criteria import magnitude
 from delib.files import clock
 from delib.nn import checkpoint, mse
-from delib.nn.checkpoint import Checkpoint
+from delib.nn.checkpoint import Checkpoint, saved_to
 from delib.nn.fingerprint import fingerprint
 
 INPUTS = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
@@ -67,14 +67,18 @@ def test_the_checkpoint_of_other_work_is_never_taken(
     work: dict[str, Any] = {"teacher": tiny(), "inputs": INPUTS.clone(), "targets": 0.7, "cycle": Cycle(4, 0.3)}
     work |= {"divergence": mse, "seed": 0}
     file = tmp_path / "evolve.ckpt"
-    first = evolve(**work, checkpoint=file)
+    with saved_to(file):
+        first = evolve(**work)
     begin = clock()
-    again = evolve(**copy.deepcopy(work), checkpoint=file)
+    with saved_to(file):
+        again = evolve(**copy.deepcopy(work))
     assert again.rows == first.rows
     assert clock() - begin >= 0
     with torch.no_grad():
         change(work)
-    wanted, got = evolve(**work), evolve(**work, checkpoint=file)
+    wanted = evolve(**work)
+    with saved_to(file):
+        got = evolve(**work)
     assert got.rows == wanted.rows
     for name, tensor in wanted.student.state_dict().items():
         assert torch.equal(tensor, got.student.state_dict()[name])
@@ -84,12 +88,13 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_left(tmp_path: Path) -> Non
     file = tmp_path / "weights.pt"
     for content in (b"not mine", b""):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=r"weights\.pt is no checkpoint .*; delete it, or name another file$"):
-            evolve(tiny(), INPUTS, 0.5, checkpoint=file)
+        refused = pytest.raises(ValueError, match=r"weights\.pt is no checkpoint .*; delete it, or name another file$")
+        with refused, saved_to(file):
+            evolve(tiny(), INPUTS, 0.5)
         assert file.read_bytes() == content
     torch.save(tiny().state_dict(), file)
-    with pytest.raises(ValueError, match="no checkpoint"):
-        evolve(tiny(), INPUTS, 0.5, checkpoint=file)
+    with pytest.raises(ValueError, match="no checkpoint"), saved_to(file):
+        evolve(tiny(), INPUTS, 0.5)
 
 
 def test_a_run_s_finished_steps_are_not_done_again(

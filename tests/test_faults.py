@@ -29,6 +29,7 @@ from delib.data import download
 from delib.data.download import DataUnavailable, FileSet, web
 from delib.evolution import evolve
 from delib.files import sole
+from delib.nn import saved_to
 from delib.suite.runner import run
 
 SMALL = 100_000  # bytes that a file may take where the disk is as good as full
@@ -118,8 +119,9 @@ def test_work_goes_on_where_its_checkpoints_find_no_room(tmp_path: Path, monkeyp
 
     def cramped() -> bool:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        with pytest.warns(UserWarning, match=r"evolve\.ckpt: no checkpoint was written \(.*\); the work goes on$"):
-            return evolve(teacher, inputs, 0.5, checkpoint=tmp_path / "evolve.ckpt").rows == rows
+        warned = pytest.warns(UserWarning, match=r"evolve\.ckpt: no checkpoint was written \(.*\); the work goes on$")
+        with warned, saved_to(tmp_path / "evolve.ckpt"):
+            return evolve(teacher, inputs, 0.5).rows == rows
 
     assert in_a_fork(cramped) == "True"
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,7 +91,7 @@ def evolve(
     divergence: Divergence = fitting,
     recovery: Recovery | None = None,
     seed: int = 0,
-    checkpoint: Path | None = None,
+    progress: bool = True,
 ) -> Evolved:
     """Evolve a sparse student of ``teacher``, its divergence from the teacher kept as small as possible.
 
@@ -113,27 +112,26 @@ def evolve(
         Trains the survivors after each cycle.
     seed : int
         The same seed on the same device gives the same student.
-    checkpoint : Path, optional
-        File from which the work goes on, to the same bits, if it exists; saved after a layer or a cycle, every 15
-        seconds at most, and at the end. One of other work is overwritten.
+    progress : bool
+        Show a bar. To save the work as it goes, and to go on from there to the same bits: ``nn.saved_to``.
 
     Raises
     ------
     ValueError
         On a sparsity outside 0..1, a layer that the network lacks, and whatever would make the result wrong (see
-        ``checked_goals``), and if the file at ``checkpoint`` is none.
+        ``checked_goals``).
     """
     teacher = original(teacher).eval()
     goals = checked_goals(teacher, inputs, targets, divergence)
     evolved = Evolved.start(teacher, goals)
-    saved = Checkpoint("evolve", teacher, inputs, goals, cycle, divergence, recovery, seed, file=checkpoint)
+    saved = Checkpoint("evolve", teacher, inputs, goals, cycle, divergence, recovery, seed)
     if (state := saved.read()) is not None:
         evolved.resume(state)
     student = evolved.student
     select = least_divergent_refitted if cycle.compensate else least_divergent
     ends = {name: end(teacher, teacher.get_submodule(name), inputs[:1], cycle.horizon) for name in goals}
     zeros = sum(map(evolved.zeros, goals))
-    with tqdm(total=sum(goals.values()), initial=zeros, unit="weight", disable=in_batch()) as bar:
+    with tqdm(total=sum(goals.values()), initial=zeros, unit="weight", disable=not progress or in_batch()) as bar:
         while evolved.begin_cycle(goals):
             # Whose outputs layers are reconstructed to.
             fitted_to = evolved.at_cycle(evolved.cycle - 1) if recovery else teacher

@@ -1,6 +1,7 @@
 """Weights and layers of any network, hooks and traces, batch-norm folding, divergences, solvers, checkpoints."""
 
 from delib.nn.batchnorm import folded, norm_pairs, unfolded
+from delib.nn.checkpoint import saved_to
 from delib.nn.device import fastest_device, fastest_precision, multiplying
 from delib.nn.divergence import Divergence, fitting, kl, mse, soft_kl
 from delib.nn.hooks import Cut, calls, end, modules_before, never_called, replayed, up_to, watched, watched_calls
@@ -63,6 +64,7 @@ __all__ = [
     "predict",
     "put_matrix",
     "replayed",
+    "saved_to",
     "sensitivities",
     "sensitivity",
     "soft_kl",

@@ -43,6 +43,20 @@ class _Place:
 
 _inside: ContextVar[_Place | None] = ContextVar("inside", default=None)
 _run: list[_Place] = []  # of this process, once it asked
+_named: ContextVar[Path | None] = ContextVar("named", default=None)
+
+
+@contextmanager
+def saved_to(file: Path) -> Iterator[None]:
+    """The first long step inside the block, such as ``evolve``, is saved to ``file`` and goes on from it if it exists.
+
+    It is saved every 15 seconds at most, and at the end. A checkpoint of other work is overwritten.
+    """
+    token = _named.set(file)
+    try:
+        yield
+    finally:
+        _named.reset(token)
 
 
 def _place() -> _Place | None:
@@ -67,7 +81,8 @@ class Checkpoint:
     """
 
     def __init__(self, step: str, *facts: Any, file: Path | None = None) -> None:
-        place = _place()
+        place, file = _place(), file or _named.get()
+        _named.set(None)
         self.own = file is None  # to this run: what is in the way there may be replaced
         self.file = file if file or not place else place.next(step)
         self.begin = self.saved = clock()
