@@ -80,3 +80,14 @@ def write(path: Path, network: YOLOv5Seg, anchors: Tensor = ANCHORS, **attribute
         torch.save({"model": held.half(), "ema": None, "epoch": -1}, path)
     held.float()
     del held.model[-1].anchors
+
+
+def assert_inside(masks: Tensor, boxes: Tensor) -> None:
+    """Every mask [n, height, width] lies in its box [n, 4], to a pixel."""
+    for mask, box in zip(masks, boxes, strict=True):
+        y, x = mask.nonzero(as_tuple=True)
+        if len(x):
+            assert x.min() >= box[0] - 1
+            assert x.max() <= box[2] + 1
+            assert y.min() >= box[1] - 1
+            assert y.max() <= box[3] + 1
