@@ -25,12 +25,9 @@ KIND = "models.yolo.SegmentationModel"  # the class that both programs pickle
 EPSILON = 1e-3  # of their batch norms
 TRIED = 128  # pixels of a square on which a network's sizes are tried, without values
 FINEST = 8  # pixels of a cell of the finest level; each further one has twice as many
-MOST_LAYERS, MOST_REPEATS, WIDEST, MAX_SIDE = (
-    300,
-    50,
-    1 << 14,
-    63,
-)  # nothing larger is built on the word of a checkpoint
+# Nothing larger is built on the word of a checkpoint.
+MOST_LAYERS, MOST_REPEATS = 300, 50
+WIDEST, MAX_SIDE = 1 << 14, 63  # channels; pixels of a kernel
 
 
 class PooledPyramid(nn.Module):
