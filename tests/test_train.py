@@ -48,10 +48,10 @@ def test_a_damaged_cache_file_is_trained_anew(cache) -> None:
     assert torch.equal(first.fc1.weight, second.fc1.weight)
 
 
-def test_another_seed_or_length_is_another_teacher(cache) -> None:
-    for epochs, seed in ((1, 0), (1, 1), (2, 0)):
-        teacher(lenet300, blobs(), epochs, seed=seed)
-    assert len(list((cache / "teachers").iterdir())) == 3
+def test_another_seed_length_or_jitter_is_another_teacher(cache) -> None:
+    for epochs, seed, jitter in ((1, 0, 0.0), (1, 1, 0.0), (2, 0, 0.0), (1, 0, 1.0)):
+        teacher(lenet300, blobs(), epochs, seed=seed, jitter=jitter)
+    assert len(list((cache / "teachers").iterdir())) == 4
 
 
 SOURCE = delib.data.teachers.inspect.getsource(delib.data.teachers.train)

@@ -4,6 +4,7 @@ from delib.data.classifiers import CLASSIFIERS, lenet5, lenet300, resnet, vgg
 from delib.data.download import DataUnavailable, FileSet
 from delib.data.export import export_onnx
 from delib.data.images import FASHION_CLASSES, Split, fashion_mnist, mnist
+from delib.data.jitter import views
 from delib.data.own import digest, hold_out, load_inputs, load_network
 from delib.data.teachers import teacher
 
@@ -21,4 +22,5 @@ __all__ += [
     "resnet",
     "teacher",
     "vgg",
+    "views",
 ]
