@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-SHAPE_FIELDS = 6  # of an entry that is a tensor of levels
+FIELDS = (6, 7)  # of an entry that is a tensor of levels
+DICTIONARY = (
+    b'.num_batches_tracked",[],8,"int64"],["running_mean",[64],"running_var",[256],"float32","deflate"],["downsample.0.'
+    b'features.classifier.model.0.cv1.m.layer4.block.skip.conv.bias",[1000],256,true,16],["fc3.bias",[300],15,true,16],["'
+    b'fc.weight",[10,128],16,false,16],["conv2.weight",[64,32,1,1],["block3.conv1.bias",[128],132,16,false,16],["block1.'
+    b'conv2.weight",[64,64,3,3],16,false,16],["conv.weight",[32,1,3,3],16,false,16],["conv1.bias",[32],84,16,false,16],["'
+    b'fc2.weight",[10,500],["fc1.weight",[500,800],15,["conv1.weight",['
+)
 POWER = [1 << 32]
 while len(POWER) <= 3071:
     POWER.append(POWER[-1] * 4278222805 >> 32)
@@ -121,16 +128,17 @@ def decode_file(data: bytes) -> dict[str, tuple[np.ndarray, list[int]]]:
     """Mask and indices of every tensor of levels in a file."""
     stop = 20 + int.from_bytes(data[16:20], "little")
     found: dict[str, Any] = {}
-    for entry in json.loads(zlib.decompress(data[20:stop], -15)):
+    for entry in json.loads(zlib.decompressobj(-15, zdict=DICTIONARY).decompress(data[20:stop])):
         payload, stop = (data[stop : stop + entry[2]], stop + entry[2]) if len(entry) > 2 else (b"", stop)
-        if len(entry) == SHAPE_FIELDS:
-            name, shape, _, levels, survivors, scaled = entry
-            codebook = np.frombuffer(payload[: 4 * levels], "<f4")
+        if len(entry) in FIELDS:
+            name, shape, _, levels, survivors, scaled, *half = entry
+            each = 2 if half else 4
+            codebook = np.frombuffer(payload[: each * levels], f"<f{each}")
             ranked = sorted(range(levels), key=lambda i: (np.isnan(codebook[i]), abs(codebook[i]), i))
             negative = [i for i in ranked if codebook[i] < 0]
             positive = [i for i in ranked if not codebook[i] < 0]
             depth = (max(len(negative), len(positive), 1) - 1).bit_length()
-            stream = payload[4 * levels + (2 * shape[0] if scaled else 0) :]
+            stream = payload[each * levels + (2 * shape[0] if scaled else 0) :]
             values = decode_values(stream, shape, survivors, depth) if survivors else np.zeros(shape, int)
             signed = values[values != 0]
             found[name] = values.reshape(shape) != 0, [negative[-v - 1] if v < 0 else positive[v - 1] for v in signed]

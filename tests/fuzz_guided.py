@@ -21,6 +21,7 @@ with atheris.instrument_imports(include=["delib"], exclude=["delib.coding.mixing
     from hostile import forged, parts
 
 from delib.coding import container, container_v1
+from delib.coding.header import DICTIONARY
 
 MAGICS = (container.MAGIC, container_v1.MAGIC)
 
@@ -29,7 +30,7 @@ def opened(data: bytes) -> bytes:
     """A good container as the fuzzer sees it."""
     magic, _, payload = parts(data)
     start = len(magic) + (container_v1.DIGEST if magic == container_v1.MAGIC else container.DIGEST) + 4
-    inflate = zlib.decompressobj(15 if magic == container_v1.MAGIC else -15)
+    inflate = zlib.decompressobj(15) if magic == container_v1.MAGIC else zlib.decompressobj(-15, zdict=DICTIONARY)
     return bytes([MAGICS.index(magic)]) + inflate.decompress(data[start:]) + b"\0" + payload
 
 

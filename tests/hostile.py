@@ -21,6 +21,7 @@ from old_container import encode_v1
 
 from delib.coding import container, container_v1
 from delib.coding.container import DelibError, LevelTensor, decode, encode
+from delib.coding.header import DICTIONARY
 
 VALUES: list[Any] = [
     *(None, True, False, -1, 0, 1, 2, 3, 7, 255, 4096, 70_000, 1 << 20, 1 << 24, 1 << 31, 1 << 40, 1 << 64, 10**300),
@@ -33,9 +34,10 @@ FIELDS = {
     4: ("name", "shape", "bytes", "dtype"),
     5: ("name", "shape", "bytes", "dtype", "packed"),
     6: ("name", "shape", "bytes", "levels", "survivors", "scaled"),
+    7: ("name", "shape", "bytes", "levels", "survivors", "scaled", "level_bits"),
 }
-ORDER = ("name", "same", "shape", "bytes", "dtype", "packed", "levels", "survivors", "scaled")
-KEYS = ("name", "shape", "bytes", "dtype", "packed", "deflated", "levels", "survivors", "scaled", "counts", "prior")
+ORDER = ("name", "same", "shape", "bytes", "dtype", "packed", "levels", "survivors", "scaled", "level_bits")
+KEYS = (*ORDER, "deflated", "counts", "prior")
 
 
 def sealed(body: bytes, magic: bytes) -> bytes:
@@ -72,7 +74,8 @@ def parts(data: bytes) -> tuple[bytes, list[dict[str, Any]], bytes]:
     old = magic == container_v1.MAGIC
     begin = len(magic) + (container_v1.DIGEST if old else container.DIGEST)
     stop = begin + 4 + int.from_bytes(data[begin : begin + 4], "little")
-    entries = json.loads(zlib.decompress(data[begin + 4 : stop], 15 if old else -15))
+    inflate = zlib.decompressobj(15) if old else zlib.decompressobj(-15, zdict=DICTIONARY)
+    entries = json.loads(inflate.decompress(data[begin + 4 : stop]))
     return (
         magic,
         entries if old else [dict(zip(FIELDS[len(entry)], entry, strict=True)) for entry in entries],

@@ -22,7 +22,8 @@ SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=9)
 @st.composite
 def level_tensors(draw: st.DrawFn) -> LevelTensor:
     mask = draw(hnp.arrays(bool, draw(SHAPES)))
-    codebook = draw(hnp.arrays(np.float32, st.integers(1, 17)))
+    stored = draw(st.sampled_from([np.float32, np.float16]))
+    codebook = draw(hnp.arrays(stored, st.integers(1, 17))).astype(np.float32)
     indices = draw(hnp.arrays(np.uint8, int(mask.sum()), elements=st.integers(0, len(codebook) - 1)))
     scales = draw(st.none() | hnp.arrays(np.float16, len(mask)))
     return LevelTensor(mask, indices, codebook, scales)

@@ -116,7 +116,8 @@ def test_no_assignment_of_few_values_is_cheaper_in_the_end() -> None:
             shares = np.array([len(run) for run in runs]) / 9
             best = min(best, error / 9 - multiplier * float(shares @ np.log2(shares)))
     rate, distortion = rate_and_distortion(values, entropy_constrained(values, multiplier), multiplier)
-    assert distortion + multiplier * rate == pytest.approx(best, rel=1e-9)
+    # Levels are rounded to half precision, the error at most a hundredth more for it.
+    assert distortion + multiplier * rate == pytest.approx(best, rel=1e-6)
 
 
 def test_a_weight_takes_less_room_at_equal_error() -> None:

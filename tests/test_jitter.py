@@ -20,8 +20,8 @@ def centres(images: Tensor) -> Tensor:
     """Centres of mass [n, 2] of images [n, 1, rows, columns], in half sides from the middle."""
     half = images.shape[-1] / 2
     places = (torch.arange(images.shape[-1]) + 0.5 - half) / half
-    mass = images.sum((1, 2, 3))
-    return torch.stack([(images.sum(3)[:, 0] * places).sum(1), (images.sum(2)[:, 0] * places).sum(1)], 1) / mass[:, None]
+    down, across = ((images.sum(axis)[:, 0] * places).sum(1) for axis in (3, 2))
+    return torch.stack([down, across], 1) / images.sum((1, 2, 3))[:, None]
 
 
 def chance(seed: int = 0) -> torch.Generator:

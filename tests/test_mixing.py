@@ -112,10 +112,10 @@ def test_an_installation_that_nobody_may_write_to_works(tmp_path) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(signed_weights(), st.booleans())
-def test_a_decoder_written_from_the_format_s_page_reads_what_is_written(weight, scaled: bool) -> None:
+@given(signed_weights(), st.booleans(), st.sampled_from([1.0, 1.0001]))
+def test_a_decoder_written_from_the_format_s_page_reads_what_is_written(weight, scaled: bool, unit: float) -> None:
     mask, levels, largest = weight
-    codebook = np.float32([*range(-largest, 0), *range(1, largest + 1)])
+    codebook = np.float32(unit) * np.float32([*range(-largest, 0), *range(1, largest + 1)])  # of either precision
     indices = np.where(levels < 0, levels + largest, levels + largest - 1).astype(np.uint16)
     tensor = LevelTensor(mask, indices, codebook, np.ones(len(mask), np.float16) if scaled else None)
     found = decode_file(encode({"first": tensor, "w": tensor, "b": np.ones(3), "v": mask}))

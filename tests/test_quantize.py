@@ -12,7 +12,14 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from delib.coding.container import LevelTensor, decode, encode
-from delib.coding.quantize import coded_levels, kmeans_levels, quantize_tensors, quantize_weight, uniform_levels
+from delib.coding.quantize import (
+    coded_levels,
+    in_half_precision,
+    kmeans_levels,
+    quantize_tensors,
+    quantize_weight,
+    uniform_levels,
+)
 from delib.coding.quantized import Quantized
 from delib.data.classifiers import lenet300
 from delib.layerwise.compress import quantize
@@ -192,3 +199,20 @@ def test_a_value_far_out_among_many_has_its_own_level() -> None:
 
 def test_a_single_value_is_its_own_level() -> None:
     assert coded_levels(np.full(5, 0.3, np.float32), 16).tolist() == [np.float32(0.3)]
+
+
+def test_levels_take_half_the_bytes_where_that_hardly_matters_and_are_exact_where_it_would() -> None:
+    values = np.random.default_rng(0).laplace(size=3000).astype(np.float32)
+    for levels in (kmeans_levels(values, 16), uniform_levels(values, 5)):
+        rounded = in_half_precision(levels, values)
+        assert np.array_equal(rounded, levels.astype(np.float16).astype(np.float32))
+    few = np.float32([-0.1, 0.1, 1 / 3])  # kept without any loss, which a rounded level would be
+    assert np.array_equal(in_half_precision(few, np.repeat(few, 5)), few)
+    assert in_half_precision(np.float32([1e5, 2e5]), np.float32([1e5, 1.1e5, 2.2e5])).tolist() == [1e5, 2e5], (
+        "too large"
+    )
+    assert in_half_precision(np.float32([1e-9, 2e-9]), np.float32([1e-9, 2.5e-9])).tolist() == [
+        *np.float32([1e-9, 2e-9])
+    ], "too small"
+    close = np.float32([1, 1.0001])
+    assert np.array_equal(in_half_precision(close, np.float32([0, 2])), close), "two would become one"

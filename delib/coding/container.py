@@ -2,14 +2,14 @@
 
 Layout: ``MAGIC``, the first 8 bytes of the SHA-256 of all that follows, the length of the header (4 bytes,
 little-endian), the header (JSON, deflated), payloads in the header's order. A plain tensor's payload is its bytes,
-deflated where that is shorter. A quantised tensor's payload is its codebook, its outputs' scales if it has any, and the
-stream of ``mixing``. A further name of a tensor that came before has no payload. `docs/format.md` has it in full.
+deflated where that is shorter. A quantised tensor's payload is its codebook, in half precision if that holds it, its
+outputs' scales if it has any, and the stream of ``mixing``. A further name of a tensor that came before has no payload.
+`docs/format.md` has it in full.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import zlib
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delib.coding import container_v1
-from delib.coding.header import FORMS, MEMORY_PER_BYTE, SLACK_BYTES, Entry, inflated, opened, row
+from delib.coding.header import FORMS, MEMORY_PER_BYTE, SLACK_BYTES, Entry, header_of, inflated, opened
 from delib.coding.tensors import DTYPES, MAX_LEVELS, DelibError, LevelTensor, Tensors, index_type
 from delib.files import write_bytes
 
@@ -63,7 +63,7 @@ def encode(tensors: Tensors) -> bytes:
             entry, payload = _pack_plain(tensor)
         entries.append({"name": name, "bytes": len(payload), **entry})
         payloads.append(payload)
-    header = zlib.compress(json.dumps([row(entry) for entry in entries], separators=(",", ":")).encode(), 9, -15)
+    header = header_of(entries)
     body = len(header).to_bytes(4, "little") + header + b"".join(payloads)
     return MAGIC + hashlib.sha256(body).digest()[:DIGEST] + body
 
@@ -145,18 +145,29 @@ def signed_sizes(codebook: NDArray[np.float32]) -> NDArray[np.int32]:
     return signed
 
 
+def tables(tensor: LevelTensor) -> bytes:
+    """What a quantised tensor's payload begins with: its codebook and its scales."""
+    codebook = tensor.codebook.astype("<f2" if _halves(tensor.codebook) else "<f4").tobytes()
+    return codebook + (b"" if tensor.scales is None else tensor.scales.astype("<f2").tobytes())
+
+
+def _halves(codebook: NDArray[np.float32]) -> bool:
+    """Whether half precision holds every level, bit for bit."""
+    with np.errstate(over="ignore"):
+        back = codebook.astype(np.float16).astype(np.float32)
+    return np.array_equal(back.view(np.int32), codebook.view(np.int32))
+
+
 def _pack_levels(tensor: LevelTensor) -> tuple[Entry, bytes]:
     from delib.coding import mixing
 
     shape, levels, survivors = tensor.mask.shape, len(tensor.codebook), len(tensor.indices)
     signed = signed_sizes(tensor.codebook)
     stream = mixing.encoded(tensor.mask, signed[tensor.indices], _largest(signed)) if survivors else b""
-    payload = tensor.codebook.astype("<f4").tobytes()
-    if tensor.scales is not None:
-        payload += tensor.scales.astype("<f2").tobytes()
-    payload += stream
+    payload = tables(tensor) + stream
     least = -(-_memory(shape, survivors, levels) // MEMORY_PER_BYTE) - SLACK_BYTES
     entry = {"shape": list(shape), "levels": levels, "survivors": survivors, "scaled": tensor.scales is not None}
+    entry |= {"level_bits": 16} if _halves(tensor.codebook) else {}
     return entry, payload.ljust(least, b"\0")
 
 
@@ -164,13 +175,14 @@ def _unpack_levels(entry: Entry, payload: bytes) -> LevelTensor:
     from delib.coding import mixing
 
     shape, levels, survivors = tuple(entry["shape"]), entry["levels"], entry["survivors"]
-    start = 4 * levels + (2 * shape[0] if entry["scaled"] and shape else 0)
+    each = entry.get("level_bits", 32) // 8
+    start = each * levels + (2 * shape[0] if entry["scaled"] and shape else 0)
     if not shape or start > len(payload) or survivors > (math.prod(shape) if levels else 0):
         raise DelibError("its shape, its levels and its bytes do not agree; encode the network again")
     if _memory(shape, survivors, levels) > MEMORY_PER_BYTE * (len(payload) + SLACK_BYTES):
         raise DelibError(f"{len(payload)} bytes cannot hold its shape; encode the network again")
-    codebook = np.frombuffer(payload[: 4 * levels], "<f4").astype(np.float32)
-    scales = np.frombuffer(payload[4 * levels : start], "<f2").astype(np.float16) if entry["scaled"] else None
+    codebook = np.frombuffer(payload[: each * levels], f"<f{each}").astype(np.float32)
+    scales = np.frombuffer(payload[each * levels : start], "<f2").astype(np.float16) if entry["scaled"] else None
     if not survivors:
         return LevelTensor(np.zeros(shape, bool), np.zeros(0, index_type(levels)), codebook, scales)
     signed = signed_sizes(codebook)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from delib.coding.quantize import kmeans_levels, row_scales
+from delib.coding.quantize import in_half_precision, kmeans_levels, row_scales
 from delib.coding.tensors import LevelTensor, index_type
 
 ROUNDS = 200  # of the iteration at most; it ends where a round lowers the cost by less than a millionth
@@ -27,7 +27,8 @@ def entropy_constrained(values: NDArray[np.floating], multiplier: float, count: 
     """The levels of least mean of (value - level)² + ``multiplier`` · bits (ECSQ: Chou, Lookabaugh and Gray 1989).
 
     In turns every value takes its cheapest level, levels but zero become the means of their values, bits become
-    -log2 of their shares, and levels that nobody takes go. It starts from steps of √(6 multiplier / ln 2), which are
+    -log2 of their shares, and levels that nobody takes go; at the end levels are rounded to half precision where that
+    hardly matters. It starts from steps of √(6 multiplier / ln 2), which are
     optimal for small ones (Gish and Pierce 1968); where more than ``count`` of them would be needed, from k-means.
 
     Parameters
@@ -66,7 +67,7 @@ def entropy_constrained(values: NDArray[np.floating], multiplier: float, count: 
         before, cost = cost, squares - float(shares @ levels**2) + multiplier * float(shares @ rated.bits)
         if before - cost < 1e-6 * abs(cost):
             break
-    return rated
+    return rated._replace(levels=in_half_precision(rated.levels, ordered))
 
 
 def _start(ordered: NDArray[np.float64], multiplier: float, count: int) -> Rated:
@@ -138,14 +139,13 @@ def quantize_entropy(
 
 
 def as_tensor(indices: NDArray[np.integer], levels: NDArray[np.floating], scales: Any = None) -> LevelTensor:
-    """The weight whose values have these ``levels``, one of which is zero, by index in the weight's shape."""
+    """The weight whose values have these ``levels``, one of which is zero, by index in the weight's shape; levels that
+    no value has are left out."""
     zero = int(np.flatnonzero(levels == 0)[0])
     mask = indices != zero
-    own = indices[mask]
-    codebook = np.delete(levels, zero).astype(np.float32)
-    if not codebook.size:
-        codebook = np.zeros(1, np.float32)
-    return LevelTensor(mask, (own - (own > zero)).astype(index_type(len(codebook))), codebook, scales)
+    used, own = np.unique(indices[mask], return_inverse=True)
+    codebook = levels[used].astype(np.float32) if used.size else np.zeros(1, np.float32)
+    return LevelTensor(mask, own.astype(index_type(len(codebook))), codebook, scales)
 
 
 def rate_distortion_bound(

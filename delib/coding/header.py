@@ -45,13 +45,28 @@ def is_one_of(*choices: Any) -> Check:
 TIED: dict[str, Check] = {"name": is_name, "same": is_name}
 STORED: dict[str, Check] = {"name": is_name, "shape": is_shape, "bytes": is_count}
 PLAIN: dict[str, Check] = STORED | {"dtype": is_one_of(*DTYPES)}
+LEVELS: dict[str, Check] = STORED | {
+    "levels": lambda n: is_count(n, 0, MAX_LEVELS),
+    "survivors": is_count,
+    "scaled": is_one_of(False, True),
+}
 # Forms that an entry may take, in this version of the format: each field with what its value must be. An entry is the
 # list of its fields' values in this order; its length says which form it has.
 FORMS: tuple[dict[str, Check], ...] = (
     TIED,
     PLAIN,
     PLAIN | {"packed": is_one_of("deflate")},
-    STORED | {"levels": lambda n: is_count(n, 0, MAX_LEVELS), "survivors": is_count, "scaled": is_one_of(False, True)},
+    LEVELS,
+    LEVELS | {"level_bits": is_one_of(16)},
+)
+# What stands before the header as its compressor sees it, so that even the first entry can refer to something: most of
+# a header that has few. Files from before it was used refer to none of it.
+DICTIONARY = (
+    b'.num_batches_tracked",[],8,"int64"],["running_mean",[64],"running_var",[256],"float32","deflate"],["downsample.0.'
+    b'features.classifier.model.0.cv1.m.layer4.block.skip.conv.bias",[1000],256,true,16],["fc3.bias",[300],15,true,16],["'
+    b'fc.weight",[10,128],16,false,16],["conv2.weight",[64,32,1,1],["block3.conv1.bias",[128],132,16,false,16],["block1.'
+    b'conv2.weight",[64,64,3,3],16,false,16],["conv.weight",[32,1,3,3],16,false,16],["conv1.bias",[32],84,16,false,16],["'
+    b'fc2.weight",[10,500],["fc1.weight",[500,800],15,["conv1.weight",['
 )
 
 
@@ -81,7 +96,7 @@ def _entries(packed: bytes, forms: Sequence[Mapping[str, Check]]) -> list[Entry]
     most = min(MAX_HEADER, HEADER_INFLATION * len(packed) + 4096)
     try:
         # Wide enough to recognise version 1's zlib stream, too.
-        inflate = zlib.decompressobj(47 if packed[:1] == b"\x78" else -15)
+        inflate = zlib.decompressobj(47) if packed[:1] == b"\x78" else zlib.decompressobj(-15, zdict=DICTIONARY)
         text = inflate.decompress(packed, most)
         if not inflate.eof or inflate.unused_data:
             raise ValueError("it is cut or too long")
@@ -119,9 +134,11 @@ def _fits(entry: Any, form: Mapping[str, Check]) -> bool:
     )
 
 
-def row(entry: Entry) -> list[Any]:
-    """An entry as the header lists it: its values in the order of its form's fields."""
-    return next([entry[key] for key in form] for form in FORMS if form.keys() == entry.keys())
+def header_of(entries: Sequence[Entry]) -> bytes:
+    """The header's bytes: of each entry its values in the order of its form's fields."""
+    rows = [next([entry[key] for key in form] for form in FORMS if form.keys() == entry.keys()) for entry in entries]
+    deflate = zlib.compressobj(9, wbits=-15, memLevel=9, zdict=DICTIONARY)
+    return deflate.compress(json.dumps(rows, separators=(",", ":")).encode()) + deflate.flush()
 
 
 def inflated(packed: bytes, size: int) -> bytes:

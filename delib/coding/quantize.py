@@ -22,6 +22,7 @@ EXACT = 1 << 13
 # Groups times levels up to which it is exact: its time grows with both, .3 s for as many.
 EXACT_WORK = EXACT << 6
 TINY = 1e-30  # least squared error that is told apart from none
+ROUNDING = 0.01  # share of the squared error: a 25th of a decibel, or a 150th of a bit
 ROUNDS = 50  # of Lloyd's iteration for more levels; what further rounds gain is below a thousandth of the error
 
 
@@ -193,7 +194,7 @@ def quantize_weight(
     values = _unscaled(weight, mask, scales)
     codebook = place(values, 1 << bits) if values.size else np.zeros(1, np.float32)
     codebook = codebook[codebook != 0] if (codebook != 0).any() else codebook
-    return with_levels(weight, codebook, scales)
+    return with_levels(weight, in_half_precision(codebook, values), scales)
 
 
 def with_levels(
@@ -204,6 +205,16 @@ def with_levels(
     middles = (codebook[1:].astype(np.float64) + codebook[:-1]) / 2
     nearest = np.searchsorted(middles, _unscaled(weight, mask, scales))
     return LevelTensor(mask, nearest.astype(index_type(len(codebook))), codebook, scales)
+
+
+def in_half_precision(levels: NDArray[Any], values: NDArray[np.floating]) -> NDArray[Any]:
+    """The levels (in rising order) rounded to float16, of half the bytes, where that raises the squared error of the
+    ``values``, each at its nearest level, by no more than ``ROUNDING``; else as they are."""
+    with np.errstate(over="ignore"):
+        rounded = levels.astype(np.float16).astype(levels.dtype)
+    nearest = np.searchsorted((levels[1:].astype(np.float64) + levels[:-1]) / 2, values)
+    before, after = (float(((values - tried[nearest].astype(np.float64)) ** 2).sum()) for tried in (levels, rounded))
+    return rounded if after <= (1 + ROUNDING) * before and (np.diff(rounded) > 0).all() else levels
 
 
 def row_scales(weight: NDArray[np.floating]) -> NDArray[np.float16]:

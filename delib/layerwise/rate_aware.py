@@ -173,6 +173,7 @@ class _Descent:
         steps = torch.linalg.lstsq(bend[moved][:, moved], push[moved, None]).solution[:, 0]
         before, levels, values = self.cost(), self.levels.clone(), self.values.clone()
         self.levels[moved] += steps
+        self.levels = _in_half_precision(self.levels)
         self.values[:, :, :columns] = self.levels[own]
         if self.cost() > before:
             self.levels, self.values = levels, values
@@ -189,3 +190,9 @@ class _Descent:
         indices = order.argsort()[self.indices]
         tensor = as_tensor(indices.cpu().numpy(), self.levels[order].cpu().numpy())
         return tensor, self.values.flatten(0, 1).to(self.dtype)
+
+
+def _in_half_precision(levels: Tensor) -> Tensor:
+    """Rounded to float16, in which they take half the bytes, unless one of them is too large or too small for it."""
+    rounded = levels.half().to(levels)
+    return rounded if torch.allclose(rounded, levels, rtol=2.0**-11, atol=0) else levels
