@@ -154,7 +154,8 @@ def test_on_a_cluster_every_cell_ends_in_the_table_though_a_worker_is_killed(
     assert table["toy.accuracy"].notna().all()
 
 
-def test_a_scheduler_that_is_not_there_is_said(project: Any, toy: Path) -> None:
+def test_a_scheduler_that_is_not_there_is_said(project: Any, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
+    monkeypatch.setattr(runner, "ANSWERS", 1)
     with pytest.raises(ValueError, match=r"^no Dask scheduler answers at tcp://127\.0\.0\.1:9 "):
         sweep("10_toy", GRID, "smoke", scheduler="tcp://127.0.0.1:9")

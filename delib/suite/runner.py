@@ -38,6 +38,7 @@ PROTECTED = (*PROFILES, "reference")
 # Notebooks that run at a time. Each then keeps to one thread on a laptop's cores, of which there are two at least: a
 # third notebook keeps both of them busy until the end.
 JOBS = 3
+ANSWERS = 20  # seconds within which a cluster's scheduler has to
 WAIT = 60.0  # seconds after which it is said again that another run is waited for
 
 
@@ -247,7 +248,7 @@ def _on_cluster(tasks: Sequence[Task], scheduler: str) -> Iterator[tuple[Task, R
     except ImportError:
         raise ValueError("a Dask cluster needs the extra `cluster`: pip install delib[cluster]") from None
     try:
-        client = Client(scheduler, timeout=20)
+        client = Client(scheduler, timeout=ANSWERS)
     except (OSError, ValueError) as error:
         raise ValueError(f"no Dask scheduler answers at {scheduler} ({type(error).__name__})") from None
     with client:
