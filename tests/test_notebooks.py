@@ -303,10 +303,10 @@ def test_its_page_reads_well_without_a_network(name: str, compiled: Path, browse
 
 @pytest.mark.parametrize("name", ["00_method", "01_mnist"])
 def test_its_slider_moves_the_picture(name: str, compiled: Path, browser: Any) -> None:
-    page = browser.open(compiled / f"{name}.html").page
-    picture = page.locator(".delib-explorer img:visible")
+    explorer = browser.open(compiled / f"{name}.html").page.locator(".delib-explorer").last
+    picture = explorer.locator("img:visible")
     before = picture.get_attribute("src")
-    page.get_by_role("slider").press("End")
+    explorer.get_by_role("slider").press("End")
     assert picture.get_attribute("src") != before
 
 

@@ -101,18 +101,20 @@ def maps(
     colours: str = "viridis",
     centred: bool = False,
     tile: tuple[float, float] = (1.15, 1.35),
+    missing: str = "white",
 ) -> Figure:
     """Images side by side, one a title, on one colour scale whose bar says what ``label`` is measured in.
 
     ``panels`` maps titles to arrays [height, width], each shown in a ``tile`` of that many inches. ``centred`` puts
-    zero at the middle of the scale.
+    zero at the middle of the scale; NaN gets the colour ``missing``.
     """
     values = np.stack([np.asarray(panel, float) for panel in panels.values()])
+    scale = plt.get_cmap(colours).with_extremes(bad=missing)
     high = np.nanmax(np.abs(values)) if centred else np.nanmax(values)
     with plt.rc_context(STYLE):
         figure, places = _tiles(len(panels), columns, *tile, margin=1.2)
         for axis, title, panel in zip(places, panels, values, strict=False):
-            shown = axis.imshow(panel, cmap=colours, vmin=-high if centred else 0, vmax=high)
+            shown = axis.imshow(panel, cmap=scale, vmin=-high if centred else 0, vmax=high)
             axis.set_title(title, fontsize=12, loc="center")
         figure.colorbar(shown, ax=figure.axes, label=label, shrink=0.9)
     return figure
