@@ -16,12 +16,12 @@ from bs4 import BeautifulSoup
 from delib.suite import pictures
 
 Element = Any  # a Tag: by its own types every attribute may be missing, or be a list
-FIGURE = "img.delib-figure, figure.delib-explorer"
+FIGURE = "img.delib-figure, figure.delib-explorer, figure.delib-hand"
 CAPTION = 160  # letters; what is longer, such as all detections on four photos, ends with its first clause
 ENOUGH = 400  # letters of prose for one step
 BACK = r"(?:last|previous) figure|figures? above"
 AHEAD = r"figures? below|next figure|move the slider|the slider goes"
-WIDE = ("table", ".delib-explorer", "img", "svg")  # of such outputs one step shows one
+WIDE = ("table", ".delib-explorer", ".delib-hand", "img", "svg")  # of such outputs one step shows one
 
 
 @dataclass
