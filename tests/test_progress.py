@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import sys
 import time
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_on_a_terminal_it_is_a_bar_for_each_and_lines_above(project: Any) -> Non
     os.close(ours)
     text = shown.decode()
     for name in ("00_a", "01_b"):
-        assert f"{name}: cell 4 of 5" in text
+        assert re.search(rf"{name}: cell [2-5] of 5", text), "whichever cell it is at when the bar is drawn"
         assert f"{name} (smoke) … done" in text
 
 
