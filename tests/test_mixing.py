@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from delib.coding import LevelTensor, decode, encode, mixing
+from delib.coding.header import DICTIONARY
 
 SHAPES = st.sampled_from(
     [(7,), (5, 6), (3, 2, 3, 3), (2, 3, 1, 1), (4, 3, 2, 5), (2, 2, 7), (1, 1, 1, 1), (3, 1, 4, 1, 2)]
@@ -122,6 +123,12 @@ def test_a_decoder_written_from_the_format_s_page_reads_what_is_written(weight, 
     assert list(found) == ["first"]
     assert np.array_equal(found["first"][0], mask)
     assert found["first"][1] == indices.tolist()
+
+
+def test_the_format_s_page_has_the_whole_dictionary() -> None:
+    page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+    block = page.partition("**The dictionary**")[2].partition("\n\n")[2].partition("\n\n")[0]
+    assert "".join(line.removeprefix("    ") for line in block.splitlines()).encode() == DICTIONARY
 
 
 def test_that_decoder_reads_a_real_layer() -> None:

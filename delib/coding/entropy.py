@@ -28,8 +28,8 @@ def entropy_constrained(values: NDArray[np.floating], multiplier: float, count: 
 
     In turns every value takes its cheapest level, levels but zero become the means of their values, bits become
     -log2 of their shares, and levels that nobody takes go; at the end levels are rounded to half precision where that
-    hardly matters. It starts from steps of √(6 multiplier / ln 2), which are
-    optimal for small ones (Gish and Pierce 1968); where more than ``count`` of them would be needed, from k-means.
+    hardly matters. It starts from steps of √(6 multiplier / ln 2), which are optimal for small ones (Gish and Pierce
+    1968); where more than ``count`` of them would be needed, from k-means.
 
     Parameters
     ----------
