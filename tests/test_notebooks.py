@@ -293,8 +293,8 @@ def test_its_page_reads_well_without_a_network(name: str, compiled: Path, browse
     assert page.locator(".prose:has-text('$')").count() == 0
     assert page.locator("pre.stderr").all_inner_texts() == [], "warnings or bars of progress"
     assert page.locator("p.note").count() == 0, "a widget that is dead here"
-    for slider in page.get_by_role("slider").all():
-        picture = page.locator(".delib-explorer", has=slider).locator("img:visible")
+    for explorer in page.locator(".delib-explorer", has=page.get_by_role("slider")).all():
+        slider, picture = explorer.get_by_role("slider"), explorer.locator("img:visible")
         before = picture.get_attribute("alt")
         slider.press("End")
         assert picture.get_attribute("alt") != before
