@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help report test lab lint bench reference lock clean filter
+.PHONY: help report test lab lint bench reference site lock clean filter
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ bench: $(READY)  ## run benchmarks/*.py, write reports/bench/*.json
 
 reference: report  ## take the quick report over as reports/reference, and its numbers into the README
 	@$(BIN)/delib reference
+
+site: $(READY)  ## site/: the reference report, the documents, and a page that runs Python, for any static host
+	@$(BIN)/delib site
 
 lock: $(READY)  ## resolve pyproject.toml's bounds anew into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --upgrade --generate-hashes \

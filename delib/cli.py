@@ -123,6 +123,24 @@ def sweep(
 
 
 @app.command()
+def site(
+    out: Annotated[Path, typer.Argument(help="The folder to write anew.")] = Path("site"),
+    run: Annotated[str, typer.Option(help="Whose report, a folder of reports/.")] = "reference",
+) -> None:
+    """Write a site for any static host: the report, the documents, and a page that runs Python in the browser."""
+    from delib.coding import load
+    from delib.data import PYODIDE_FILES
+    from delib.files import project_root
+    from delib.suite.site import build_site
+
+    name, layer, block = "yolov3-tiny-s90-b4", "c13.weight", (slice(64), slice(128), 0, 0)
+    tensor: Any = load(project_root() / "data" / "students" / f"{name}.delib")[layer]
+    weights = tensor.dense()[block]
+    whole = (127 * weights / abs(weights).max()).round().astype(int)  # three digits are enough to look at
+    typer.echo(str(build_site(out, run, PYODIDE_FILES.fetch(), layer, whole.tolist())))
+
+
+@app.command()
 def reference() -> None:
     """Take the quick report over as reports/reference, and its numbers into README's table of claims."""
     from delib.suite import report
@@ -283,10 +301,10 @@ def _export_darknet(file: Path, out: Path) -> None:
 @app.command()
 def fetch(names: Annotated[list[str] | None, typer.Argument(help="Data sets; all if none is named.")] = None) -> None:
     """Get data sets and weights from the first source that answers, and verify them."""
-    from delib.data import images
+    from delib.data import images, pyodide
     from delib.detection import coco, zoo
 
-    known = images.FILE_SETS | zoo.FILE_SETS | coco.FILE_SETS
+    known = images.FILE_SETS | zoo.FILE_SETS | coco.FILE_SETS | pyodide.FILE_SETS
     for name in names or [name for name, files in known.items() if not files.optional]:
         if name not in known:
             raise ValueError(f"there is no data set `{name}`; choose from {', '.join(known)}")

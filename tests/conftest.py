@@ -81,24 +81,27 @@ class Visit:
 
 
 class Browser:
-    """A headless browser that opens files only; every attempt to reach anything else is recorded and refused."""
+    """A headless browser that opens files, or one origin that a test serves; what would go elsewhere is recorded and
+    refused."""
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver
 
-    def open(self, path: Path, *, width: int = 1280, scripts: bool = True) -> Visit:
+    def open(self, path: Path | str, *, width: int = 1280, scripts: bool = True) -> Visit:
+        address = path if isinstance(path, str) else path.resolve().as_uri()
+        origin = "/".join(address.split("/")[:3]) + "/"
         context = self._driver.new_context(viewport={"width": width, "height": 900}, java_script_enabled=scripts)
-        context.set_offline(True)
+        context.set_offline(isinstance(path, Path))
         visit = Visit(context.new_page())
-        context.route("**/*", lambda route: self._answer(route, visit))
+        context.route("**/*", lambda route: self._answer(route, visit, origin))
         visit.page.on("console", lambda m: visit.complaints.append(m.text) if m.type in ("error", "warning") else None)
         visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
-        visit.page.goto(path.resolve().as_uri())
+        visit.page.goto(address)
         return visit
 
     @staticmethod
-    def _answer(route: Any, visit: Visit) -> None:
-        if route.request.url.startswith(("file:", "data:")):
+    def _answer(route: Any, visit: Visit, origin: str) -> None:
+        if route.request.url.startswith((origin, "data:")):
             route.continue_()
         else:
             visit.requests.append(route.request.url)

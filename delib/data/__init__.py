@@ -6,9 +6,10 @@ from delib.data.export import export_onnx
 from delib.data.images import FASHION_CLASSES, Split, fashion_mnist, mnist
 from delib.data.jitter import views
 from delib.data.own import digest, hold_out, load_inputs, load_network
+from delib.data.pyodide import PYODIDE_FILES
 from delib.data.teachers import teacher
 
-__all__ = ["CLASSIFIERS", "FASHION_CLASSES", "DataUnavailable", "FileSet", "Split"]
+__all__ = ["CLASSIFIERS", "FASHION_CLASSES", "PYODIDE_FILES", "DataUnavailable", "FileSet", "Split"]
 __all__ += [
     "digest",
     "export_onnx",

@@ -74,7 +74,7 @@ def read_page(executed: Path) -> Page:
     try:
         cells = [CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)[0] for cell in read_cells(executed)]
         body = template("cells.html.j2").render(
-            cells=cells, prose=renderer.markdown, mathml=mathml, highlighted=_highlighted, terminal=_terminal
+            cells=cells, prose=renderer.markdown, mathml=mathml, highlighted=highlighted, terminal=_terminal
         )
     except (KeyError, TypeError, AttributeError, TemplateError) as error:
         raise ValueError(f"{executed}: a broken notebook ({error!r}); delete it and run it again") from None
@@ -181,7 +181,8 @@ def mathml(latex: str, display: str) -> str:
     return converted
 
 
-def _highlighted(code: str) -> str:
+def highlighted(code: str) -> str:
+    """Python as HTML, a span for each token."""
     return highlight(code, PythonLexer(), HtmlFormatter(nowrap=True)).rstrip()
 
 
