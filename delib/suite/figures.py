@@ -33,6 +33,7 @@ LINES = [
 CSS_DPI = 96  # a browser's pixels an inch
 SHARPNESS = 2  # pixels stored per browser pixel
 TILTED = 16  # bars whose names are tilted where they do not fit; of more they stand upright
+WITHIN = 5  # lines whose legend finds room within the axes; that of more stands beside them
 LABELS = 75  # letters that fit side by side below an axis; more are slanted
 STYLE: Any = {  # matplotlib's own type for it lists every key of one version
     "axes.prop_cycle": cycler(**{key: [line[key] for line in LINES] for key in LINES[0]}),
@@ -135,8 +136,9 @@ def curves(
     ``percent`` and ``logarithmic`` name the axes ("x", "y", "xy" or "") that are shares shown in percent, or on a
     logarithmic scale. ``level`` (name, value) draws a horizontal line to compare with.
     """
+    many = len(lines) > WITHIN
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots()
+        figure, axis = plt.subplots(figsize=(10, 4.5) if many else None)
         cloud: Any = {"linestyle": "", "markersize": 4, "alpha": 0.5} if points else {}
         for name, (xs, ys) in lines.items():
             axis.plot(xs, ys, label=name, **cloud)
@@ -148,7 +150,7 @@ def curves(
         axis.set(xlabel=x, ylabel=y, **{f"{name}scale": "log" for name in logarithmic})
         for name in percent:
             getattr(axis, f"{name}axis").set_major_formatter(PercentFormatter(1.0))
-        axis.legend()
+        figure.legend(loc="outside right center") if many else axis.legend()
     return figure
 
 
