@@ -17,6 +17,8 @@ from delib.coding import container as encode
 from delib.data import CLASSIFIERS, load_inputs, load_network
 from delib.nn import accuracy, float32_bytes, weight_layers, weight_of
 from delib.suite import parameters, report, runner
+from delib.suite.pages import read_page
+from delib.suite.slides import deck, read_notes
 
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 # Lines of a cell, of a notebook's code without blank ones; parameters of a notebook; statements of a helper in it.
@@ -64,9 +66,17 @@ def test_committed_without_anything_that_a_run_leaves(name: str) -> None:
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert set(notebook["metadata"]["language_info"]) == {"name"}, "a Python version changes with every machine"
     for cell in notebook["cells"]:
-        assert set(cell["metadata"]) <= {"tags"}
+        assert set(cell["metadata"]) <= {"tags", "slideshow"}
         assert cell.get("outputs", []) == []
         assert cell.get("execution_count") is None
+
+
+@each_notebook
+def test_the_lecturer_s_guide_has_a_note_for_each_section_that_slides_show(name: str) -> None:
+    cells = [c for c in content(name)["cells"] if c["metadata"].get("slideshow", {}).get("slide_type") != "skip"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    shown = ["Title", *re.findall(r"^## (.+)$", text, re.MULTILINE)]
+    assert list(read_notes(ROOT / "docs" / "teaching.md")[name]) == shown
 
 
 @each_notebook
@@ -299,6 +309,12 @@ def test_its_page_reads_well_without_a_network(name: str, compiled: Path, browse
         slider.press("End")
         assert picture.get_attribute("alt") != before
     assert visit.requests == visit.complaints == []
+
+
+@each_notebook
+def test_it_makes_a_talk_of_twelve_to_twenty_slides(name: str, compiled: Path) -> None:
+    measured = 1  # what was claimed comes last
+    assert 12 <= len(deck(read_page(compiled / "notebooks" / f"{name}.ipynb"))) + measured <= 20
 
 
 @pytest.mark.parametrize("name", ["00_method", "01_mnist"])

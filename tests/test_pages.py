@@ -17,6 +17,7 @@ from PIL import Image
 from delib.suite.explorer import Explorer, Frame
 from delib.suite.pages import mathml, read_page
 from delib.suite.report import compile_report
+from delib.suite.slides import deck
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SECRET_FOLDER = "/some/where"
@@ -141,6 +142,23 @@ def test_a_section_is_cut_where_prose_follows_a_figure_or_gets_long_unless_a_cel
     assert len(slides(project, heading, figure("A"), kept)) == 1
     split = new_markdown_cell("Apart.", metadata={"slideshow": {"slide_type": "slide"}})
     assert slides(project, heading, split) == ["Before.", "Apart."]
+
+
+def test_each_figure_of_a_cell_has_a_screen_of_its_own_and_its_code_stands_on_the_first(project: Any) -> None:
+    both = figure("A")
+    both.outputs += figure("B").outputs
+    first, second = slides(project, new_markdown_cell("## One"), both)
+    assert ("A" in first, "B" in first, "Code" in first) == (True, False, True)
+    assert ("A" in second, "B" in second, "Code" in second) == (False, True, False)
+
+
+def test_what_slides_skip_stands_on_the_page_alone(project: Any) -> None:
+    aside = new_markdown_cell("An aside.", metadata={"slideshow": {"slide_type": "skip"}})
+    cells = [new_markdown_cell("## One\n\nShown."), aside, new_markdown_cell("Shown too.")]
+    page = read_page(executed(project, "00_a", *cells))
+    assert len(page.sections[1].steps) == 3
+    words = [BeautifulSoup(slide.body, "html.parser").get_text(strip=True) for slide in deck(page)]
+    assert words[-2:] == ["Shown.", "Shown too."]
 
 
 def test_notes_are_for_who_speaks_only(project: Any) -> None:

@@ -135,7 +135,7 @@ def sections(page: BeautifulSoup, title: str) -> list[Section]:
 
     What stands before the first heading is a section without an id. A step ends where prose follows an output, a
     second output comes or the prose gets long, unless a cell's slide type says otherwise (``slide`` and ``subslide``
-    begin a step, ``fragment`` and ``-`` go on).
+    begin a step, ``fragment`` and ``-`` go on, ``skip`` is a step that pages show and slides do not).
     """
     found = [Section("", title)]
     parts: dict[int, list[Element]] = {0: []}
@@ -177,7 +177,8 @@ def _steps(page: BeautifulSoup, blocks: list[Element]) -> list[list[Element]]:
         kind, prose = block.get("data-slide", ""), _is(block, "prose")
         full = any(map(_shows, steps[-1])) and (prose or _shows(block))
         long = prose and 0 < _words(steps[-1]) > ENOUGH - len(block.get_text())
-        if steps[-1] and (kind in ("slide", "subslide") or ((full or long) and kind not in ("fragment", "-"))):
+        apart = kind in ("slide", "subslide") or (kind == "skip") != _skipped(steps[-1])
+        if steps[-1] and (apart or ((full or long) and kind not in ("fragment", "-"))):
             steps.append([])
         steps[-1].append(block)
     *before, last = steps
@@ -186,7 +187,10 @@ def _steps(page: BeautifulSoup, blocks: list[Element]) -> list[list[Element]]:
 
 
 def _pieces(page: BeautifulSoup, block: Element) -> Iterator[Element]:
-    """A block, or long prose as several; a heading stays with what it introduces, a formula with what introduces it."""
+    """A block, or several: long prose, whose headings and formulas stay with their words; outputs a screen each."""
+    if _is(block, "cell"):
+        yield from _screens(page, block)
+        return
     if not _is(block, "prose") or block.get("data-slide") or len(block.get_text()) <= ENOUGH:
         yield block
         return
@@ -198,6 +202,26 @@ def _pieces(page: BeautifulSoup, block: Element) -> Iterator[Element]:
             piece = page.new_tag(block.name, attrs={**block.attrs})
         piece.append(child.extract())
     yield piece
+
+
+def _screens(page: BeautifulSoup, block: Element) -> Iterator[Element]:
+    """A cell, or several where its outputs have more than one thing to look at: the first has the code."""
+    outputs, shown = block.select_one(".outputs"), False
+    for output in outputs.find_all(True, recursive=False) if outputs else []:
+        wide = output.name in WIDE or output.select_one(", ".join(WIDE)) is not None
+        if wide and shown:
+            yield block
+            block = page.new_tag("div", attrs={"class": ["cell"]})
+            block.append(outputs := page.new_tag("div", attrs={"class": ["outputs"]}))
+        if output.parent is not outputs:
+            outputs.append(output.extract())
+        shown = shown or wide
+    yield block
+
+
+def _skipped(blocks: Iterable[Element]) -> bool:
+    """Whether slides leave these blocks out."""
+    return any(block.get("data-slide") == "skip" for block in blocks)
 
 
 def _words(blocks: Iterable[Element]) -> int:

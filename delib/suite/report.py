@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from delib.files import write_bytes
+from delib.files import project_root, write_bytes
 from delib.suite import claims, overview, runner
 from delib.suite.explorer import template
 from delib.suite.layout import papers
@@ -15,7 +15,7 @@ from delib.suite.pages import Page, read_page
 from delib.suite.parameters import PROFILES
 from delib.suite.progress import duration
 from delib.suite.record import read_records, report_folder
-from delib.suite.slides import deck, reveal
+from delib.suite.slides import deck, read_notes, reveal
 
 
 def compile_report(run: str | Path = "quick", *, slides: bool = False) -> Path:
@@ -39,11 +39,19 @@ def compile_report(run: str | Path = "quick", *, slides: bool = False) -> Path:
         facts = {"page": page, "record": records.get(page.name, {}), "before": before, "after": after}
         _write(folder, page.name, "notebook", facts)
     if slides:
-        style, script = reveal()
+        (style, script), claimed = reveal(), claims.read_claims(run)
+        notes = read_notes(project_root() / "docs" / "teaching.md")
         for page in pages:
-            facts = {"page": page, "deck": deck(page), "style": style, "script": script}
+            shown = {"deck": deck(page, notes.get(page.name)), "claims": _last_claims(claimed, page.name)}
+            facts = {"page": page, "style": style, "script": script, **shown}
             _write(folder, f"{page.name}.slides", "slides", facts)
     return _write(folder, "index", "index", {"records": records, "slides": slides, **_summary(run, pages, records)})
+
+
+def _last_claims(claimed: list[claims.Claim], name: str) -> list[claims.Claim]:
+    """What a talk ends with: of the claims that a notebook measured its headlines and what was not reached."""
+    measured = [claim for claim in claimed if claim.metric.startswith(f"{name}:") and claim.shown]
+    return [claim for claim in measured if claim.headline or claim.verdict == claims.NOT_REACHED] or measured
 
 
 def _write(folder: Path, name: str, template_name: str, facts: dict[str, Any]) -> Path:

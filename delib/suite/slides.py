@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
+from pathlib import Path
+
+from bs4 import BeautifulSoup
 
 from delib.suite.pages import Page
+
+OPENING = "Title"  # what the guide's notes call the first slide
 
 
 @dataclass(frozen=True)
@@ -17,14 +25,30 @@ class Slide:
     notes: str
 
 
-def deck(page: Page) -> list[Slide]:
-    """The slides of a page; steps of mere code are none. A section's notes go with its first slide."""
+def deck(page: Page, notes: Mapping[str, str] | None = None) -> list[Slide]:
+    """The slides of a page; steps of mere code, and those to skip, are none.
+
+    A section's notes go with its first slide, and with them those that ``notes`` has for its title.
+    """
     slides = []
     for section in page.sections:
-        shown = [step for step in section.steps if 'class="prose"' in step or 'class="outputs' in step]
+        steps = [step for step in section.steps if 'data-slide="skip"' not in step]
+        shown = [step for step in steps if 'class="prose"' in step or 'class="outputs' in step]
         heading = section.title if section.id else ""
-        slides += [Slide(heading, step, "" if i else section.notes) for i, step in enumerate(shown)]
+        title = BeautifulSoup(heading, "html.parser").get_text() or OPENING
+        said = section.notes + escape((notes or {}).get(title, ""))
+        slides += [Slide(heading, step, "" if i else said) for i, step in enumerate(shown)]
     return slides
+
+
+def read_notes(guide: Path) -> dict[str, dict[str, str]]:
+    """What the lecturer's guide says at each section, by notebook and by title; nothing without a guide."""
+    text = guide.read_text(encoding="utf-8") if guide.is_file() else ""
+    parts = re.split(r"^### (\d\d_\w+)$", text, flags=re.MULTILINE)
+    return {
+        name: dict(re.findall(r"^- \*\*(.+?)\*\*: (.+)$", part, re.MULTILINE))
+        for name, part in zip(parts[1::2], parts[2::2])
+    }
 
 
 def reveal() -> tuple[str, str]:
