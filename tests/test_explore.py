@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from delib.suite.choices import Choices
 from delib.suite.explorer import Explorer, Frame
 
 SHADES = (0, 90, 180)
@@ -94,13 +95,16 @@ def test_the_browser_of_these_tests_does_notice_requests_and_errors(browser: Any
 
 
 def test_the_widget_shows_the_same_frames(frames: list[Frame]) -> None:
-    title, shown, slider = Explorer(frames, "Shades", start=1).widget().children
+    title, shown, bar = Explorer(frames, "Shades", start=1).widget().children
+    play, slider = bar.children
     assert "Shades" in title.value
     assert list(slider._options_labels) == [frame.label for frame in frames]
     assert 'alt="A plane of shade 90"' in shown.value
     slider.value = 2
     assert 'alt="A plane of shade 180"' in shown.value
     assert "caption 180 &lt; 200" in shown.value
+    play.value = 0
+    assert slider.label == "0%" and 'alt="A plane of shade 0"' in shown.value
 
 
 @pytest.mark.parametrize("batch", ["1", ""])
@@ -111,7 +115,7 @@ def test_a_batch_run_shows_html_and_a_live_notebook_the_widget(
     monkeypatch.setenv("DELIB_BATCH", batch)
     monkeypatch.setattr("IPython.display.display", shown.append)
     Explorer(frames, "Shades").show()
-    (shown_as,) = shown
+    shown_as = shown[-1]
     assert type(shown_as).__name__ == ("HTML" if batch else "VBox")
 
 
@@ -133,3 +137,41 @@ def test_frames_that_cannot_be_shown_are_refused(frames: list[Frame]) -> None:
     for start in (-1, 3):
         with pytest.raises(ValueError, match=f"start {start}"):
             Explorer(frames, "x", start=start)
+
+
+def chosen() -> Choices:
+    """Of two layers and three shades; what was drawn is kept, to see that nothing is drawn that nobody chose."""
+
+    def draw(layer: str, shade: int) -> tuple[bytes, str]:
+        drawn.append((layer, shade))
+        return picture(shade), f"{layer} at {shade}"
+
+    drawn: list[tuple[str, int]] = []
+    options = {"Layer": {"fc1": "fc1", "fc2": "fc2"}, "Shade": {f"{s}%": s for s in SHADES}}
+    made = Choices("Shades", options, draw)
+    made.drawn = drawn  # type: ignore[attr-defined]
+    return made
+
+
+def test_every_choice_draws_its_picture_and_only_that() -> None:
+    choices = chosen()
+    _, layer, shade, shown = choices.widget().children
+    assert (type(layer).__name__, type(shade).__name__) == ("Dropdown", "SelectionSlider")
+    assert 'alt="Shades, fc1, 0%: fc1 at 0"' in shown.value
+    layer.value = "fc2"
+    shade.value = "180%"
+    assert 'alt="Shades, fc2, 180%: fc2 at 180"' in shown.value
+    assert choices.drawn == [("fc1", 0), ("fc2", 0), ("fc2", 180)]  # type: ignore[attr-defined]
+
+
+def test_without_a_kernel_the_last_quantity_has_a_slider(browser: Any, tmp_path: Path) -> None:
+    visit = browser.open(page_with(tmp_path, chosen().explorer()))
+    section = visit.page.get_by_role("figure", name="Shades, fc1")
+    visit.page.get_by_role("slider", name="Shade").press("End")
+    assert state(section)["alt"] == "Shades, fc1, 180%: fc1 at 180"
+    assert visit.requests == visit.complaints == []
+
+
+def test_choices_without_a_stop_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one stop"):
+        Choices("x", {"Layer": {}}, lambda layer: (picture(0), layer))

@@ -97,6 +97,11 @@ class Evolved:
         put_tensors(network, state)
         return network
 
+    def died(self, layer: str, sparsity: float) -> Tensor:
+        """The generations of death of a layer's weights as far as this overall sparsity: 0 for those then alive."""
+        generation = self.generations[layer]
+        return torch.where(generation <= self.cycle_at(sparsity), generation, 0)
+
     def begin_cycle(self, goals: Mapping[str, int]) -> bool:
         """Count one cycle more, if layers lack zeros to their goals; False if none does. A cycle that has not ended,
         as a checkpoint may leave it, goes on instead."""

@@ -42,6 +42,11 @@ class Frame:
         """The picture as an address that holds it."""
         return f"data:image/png;base64,{base64.b64encode(self.image).decode()}"
 
+    @property
+    def live(self) -> str:
+        """Picture and caption as HTML for a widget."""
+        return str(template("frame.html.j2").module.figure(self, False))
+
 
 class Explorer:
     """A slider over frames. ``quantity`` names what the slider moves, ``start`` is the first frame shown.
@@ -67,25 +72,43 @@ class Explorer:
         return str(template("explorer.html.j2").render(name=f"explorer-{next(_numbers)}", **vars(self)))
 
     def widget(self) -> Any:
-        """The live version: an ipywidgets slider over the same frames."""
+        """The live version: an ipywidgets slider over the same frames, and a button that plays them."""
         import ipywidgets
 
         options = [(frame.label, i) for i, frame in enumerate(self.frames)]
         slider = ipywidgets.SelectionSlider(
             options=options, value=self.start, description=self.quantity, layout={"width": "32rem"}
         )
-        # An HTML widget rather than an Image one: only it can carry the alt.
-        parts = template("explorer.html.j2").make_module(vars(self) | {"name": ""})
-        figures = [str(parts.figure(frame, False)) for frame in self.frames]
-        picture = ipywidgets.HTML(figures[self.start])
-        slider.observe(lambda change: picture.set_trait("value", figures[change["new"]]), "value")
-        return ipywidgets.VBox([ipywidgets.HTML(str(parts.heading())), picture, slider])
+        play = ipywidgets.Play(min=0, max=len(self.frames) - 1, value=self.start, interval=900, show_repeat=False)
+        ipywidgets.link((play, "value"), (slider, "index"))
+        title, picture = live_parts(self.title)
+        picture.value = self.frames[self.start].live
+        slider.observe(lambda change: picture.set_trait("value", self.frames[change["new"]].live), "value")
+        return ipywidgets.VBox([title, picture, ipywidgets.HBox([play, slider])]).add_class("delib-live")
 
     def show(self) -> None:
         """Display what works here: the widget in a live notebook, the plain HTML in a batch run (DELIB_BATCH=1)."""
-        from IPython.display import HTML, display
+        show_live(lambda: self, self.widget)
 
-        display(HTML(self._repr_html_()) if os.environ.get("DELIB_BATCH") == "1" else self.widget())
+
+def live_parts(title: str) -> tuple[Any, Any]:
+    """Widgets of a title, and of a picture, which is an HTML one: an Image could not carry the alt."""
+    import ipywidgets
+
+    heading = str(template("frame.html.j2").module.heading(title))
+    return ipywidgets.HTML(heading), ipywidgets.HTML()
+
+
+def show_live(page: Callable[[], Explorer], widget: Callable[[], Any]) -> None:
+    """Display a widget in a live notebook, with the script by which its sliders say their values aloud; in a batch
+    run (DELIB_BATCH=1) the HTML of ``page``."""
+    from IPython.display import HTML, display
+
+    if os.environ.get("DELIB_BATCH") == "1":
+        display(HTML(page()._repr_html_()))
+        return
+    display(HTML(f"<script>{template('live.js').render()}</script>"))
+    display(widget())
 
 
 def explore(
