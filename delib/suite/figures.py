@@ -121,34 +121,25 @@ def maps(
     return figure
 
 
-def layer(weight: Array, generations: Array, outputs: Mapping[str, Array], y: str) -> Figure:
-    """A layer at a glance: its weights [rows, columns], when each was zeroed (0: it survives), and the bars of some
-    ``outputs`` [n] by name, measured in ``y``."""
-    weight, generations = np.asarray(weight, float), np.asarray(generations, float)
-    high = np.abs(weight).max() or 1.0
+def layer(weight: Array, died: Array, teacher: Array, student: Array) -> Figure:
+    """A layer at a glance: its weights [rows, columns], the generations in which they ``died`` (0: alive), and the
+    probabilities [classes] that teacher and student give for one input."""
+    weight, died = np.asarray(weight, float), np.asarray(died, float)
+    high, last = np.abs(weight).max() or 1.0, max(died.max(), 2)
     with plt.rc_context(STYLE):
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), width_ratios=(1.2, 1.2, 1))
-        panels = {"weights": (left, weight, "RdBu", -high, high)}
-        dead = np.where(generations > 0, generations, np.nan)
-        panels["generation of death (white: alive)"] = (middle, dead, "viridis", 1, max(generations.max(), 2))
-        for title, (axis, values, colours, low, top) in panels.items():
-            shown = axis.imshow(values, cmap=colours, vmin=low, vmax=top, aspect="auto", interpolation="nearest")
+        kept = left.imshow(weight, cmap="RdBu", vmin=-high, vmax=high, aspect="auto", interpolation="nearest")
+        gone = np.where(died > 0, died, np.nan)
+        dead = middle.imshow(gone, vmin=1, vmax=last, aspect="auto", interpolation="nearest")
+        for axis, shown, title in ((left, kept, "weights"), (middle, dead, "generation of death (white: alive)")):
             axis.set(title=title, xlabel="inputs", ylabel="outputs")
             axis.grid(visible=False)
             figure.colorbar(shown, ax=axis, shrink=0.9)
-        for i, (name, values) in enumerate(outputs.items()):
-            at = np.arange(len(values)) + (i - (len(outputs) - 1) / 2) * 0.8 / len(outputs)
-            right.bar(
-                at,
-                values,
-                0.8 / len(outputs),
-                label=name,
-                color=PALETTE[i],
-                hatch="//" if i % 2 else None,
-                edgecolor="white",
-            )
-        right.set(ylabel=y, xticks=range(len(values)))
-        right.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(outputs))
+        at = np.arange(len(teacher))
+        right.bar(at - 0.2, teacher, 0.4, label="teacher", color=BLUE)
+        right.bar(at + 0.2, student, 0.4, label="student", color=VERMILION, hatch="//", edgecolor="white")
+        right.set(ylabel="probability", xticks=at)
+        right.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure
 
 
