@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from delib.suite.explorer import Explorer, Frame, live_parts, show_live
+from delib.suite.explorer import Explorer, Frame, live_picture, live_title, show_live
 
 Drawn = tuple[Any, str]  # a matplotlib figure or a PNG, and what is seen on it
 
@@ -41,7 +41,7 @@ class Choices:
         """The live version: lists and sliders of ipywidgets above the picture."""
         import ipywidgets
 
-        title, picture = live_parts(self.title)
+        picture = live_picture("")
         chosen = [self._choice(name, list(stops.items())) for name, stops in self.options.items()]
 
         def drawn(*_: Any) -> None:
@@ -50,7 +50,7 @@ class Choices:
         for choice in chosen:
             choice.observe(drawn, "label")
         drawn()
-        return ipywidgets.VBox([title, *chosen, picture]).add_class("delib-live")
+        return ipywidgets.VBox([live_title(self.title), *chosen, picture]).add_class("delib-live")
 
     @staticmethod
     def _choice(name: str, stops: list[tuple[str, Any]]) -> Any:

@@ -72,7 +72,10 @@ class Explorer:
         return str(template("explorer.html.j2").render(name=f"explorer-{next(_numbers)}", **vars(self)))
 
     def widget(self) -> Any:
-        """The live version: an ipywidgets slider over the same frames, and a button that plays them."""
+        """The live version: an ipywidgets slider over the same frames, and a button that plays them.
+
+        They are linked in the browser: the slider moves while the kernel is busy too.
+        """
         import ipywidgets
 
         options = [(frame.label, i) for i, frame in enumerate(self.frames)]
@@ -80,23 +83,27 @@ class Explorer:
             options=options, value=self.start, description=self.quantity, layout={"width": "32rem"}
         )
         play = ipywidgets.Play(min=0, max=len(self.frames) - 1, value=self.start, interval=900, show_repeat=False)
-        ipywidgets.link((play, "value"), (slider, "index"))
-        title, picture = live_parts(self.title)
-        picture.value = self.frames[self.start].live
-        slider.observe(lambda change: picture.set_trait("value", self.frames[change["new"]].live), "value")
-        return ipywidgets.VBox([title, picture, ipywidgets.HBox([play, slider])]).add_class("delib-live")
+        pictures = ipywidgets.Stack([live_picture(frame.live) for frame in self.frames], selected_index=self.start)
+        ipywidgets.jslink((play, "value"), (slider, "index"))
+        ipywidgets.jslink((slider, "index"), (pictures, "selected_index"))
+        parts = [live_title(self.title), pictures, ipywidgets.HBox([play, slider])]
+        return ipywidgets.VBox(parts).add_class("delib-live")
 
     def show(self) -> None:
         """Display what works here: the widget in a live notebook, the plain HTML in a batch run (DELIB_BATCH=1)."""
         show_live(lambda: self, self.widget)
 
 
-def live_parts(title: str) -> tuple[Any, Any]:
-    """Widgets of a title, and of a picture, which is an HTML one: an Image could not carry the alt."""
+def live_title(title: str) -> Any:
+    """A widget that shows a title."""
+    return live_picture(str(template("frame.html.j2").module.heading(title)))
+
+
+def live_picture(html: str) -> Any:
+    """A widget that shows a frame's HTML; an Image could not carry the alt."""
     import ipywidgets
 
-    heading = str(template("frame.html.j2").module.heading(title))
-    return ipywidgets.HTML(heading), ipywidgets.HTML()
+    return ipywidgets.HTML(html)
 
 
 def show_live(page: Callable[[], Explorer], widget: Callable[[], Any]) -> None:

@@ -211,8 +211,8 @@ def _screens(page: BeautifulSoup, block: Element) -> Iterator[Element]:
         wide = output.name in WIDE or output.select_one(", ".join(WIDE)) is not None
         if wide and shown:
             yield block
-            block = page.new_tag("div", attrs={"class": ["cell"]})
-            block.append(outputs := page.new_tag("div", attrs={"class": ["outputs"]}))
+            block = page.new_tag("div", attrs={"class": "cell"})
+            block.append(outputs := page.new_tag("div", attrs={"class": "outputs"}))
         if output.parent is not outputs:
             outputs.append(output.extract())
         shown = shown or wide
