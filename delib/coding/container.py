@@ -40,6 +40,7 @@ __all__ = [
 MAGIC = b"DELIB\x00\x02\n"
 DIGEST = 8  # bytes of the checksum: it guards against damage; whoever means harm can compute any
 COLUMN_BYTES = 96  # the most that the walk's memory takes for a column: counters, and the rows above
+SURVIVOR_BYTES = 16  # of time: reading a survivor, with up to 16 bits of its index, takes as long as a dozen zeros
 
 
 def encode(tensors: Tensors) -> bytes:
@@ -165,7 +166,7 @@ def _pack_levels(tensor: LevelTensor) -> tuple[Entry, bytes]:
     signed = signed_sizes(tensor.codebook)
     stream = mixing.encoded(tensor.mask, signed[tensor.indices], _largest(signed)) if survivors else b""
     payload = tables(tensor) + stream
-    least = -(-_memory(shape, survivors, levels) // MEMORY_PER_BYTE) - SLACK_BYTES
+    least = -(-_claimed(shape, survivors) // MEMORY_PER_BYTE) - SLACK_BYTES
     entry = {"shape": list(shape), "levels": levels, "survivors": survivors, "scaled": tensor.scales is not None}
     entry |= {"level_bits": 16} if _halves(tensor.codebook) else {}
     return entry, payload.ljust(least, b"\0")
@@ -179,7 +180,7 @@ def _unpack_levels(entry: Entry, payload: bytes) -> LevelTensor:
     start = each * levels + (2 * shape[0] if entry["scaled"] and shape else 0)
     if not shape or start > len(payload) or survivors > (math.prod(shape) if levels else 0):
         raise DelibError("its shape, its levels and its bytes do not agree; encode the network again")
-    if _memory(shape, survivors, levels) > MEMORY_PER_BYTE * (len(payload) + SLACK_BYTES):
+    if _claimed(shape, survivors) > MEMORY_PER_BYTE * (len(payload) + SLACK_BYTES):
         raise DelibError(f"{len(payload)} bytes cannot hold its shape; encode the network again")
     codebook = np.frombuffer(payload[: each * levels], f"<f{each}").astype(np.float32)
     scales = np.frombuffer(payload[each * levels : start], "<f2").astype(np.float16) if entry["scaled"] else None
@@ -200,7 +201,6 @@ def _largest(signed: NDArray[np.int32]) -> int:
     return int(np.abs(signed).max(initial=0))
 
 
-def _memory(shape: tuple[int, ...], survivors: int, levels: int) -> int:
-    """Bytes that decoding takes: the mask, the indices, and the walk's memory of the columns."""
-    kept = survivors * np.dtype(index_type(levels)).itemsize
-    return math.prod(shape) + kept + (COLUMN_BYTES * math.prod(shape[1:]) if survivors else 0)
+def _claimed(shape: tuple[int, ...], survivors: int) -> int:
+    """What decoding takes, in bytes of memory or the time that they stand for: the mask, the survivors, the columns."""
+    return math.prod(shape) + SURVIVOR_BYTES * survivors + (COLUMN_BYTES * math.prod(shape[1:]) if survivors else 0)
