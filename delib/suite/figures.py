@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from delib.suite.explorer import Frame
 
@@ -172,7 +172,10 @@ def curves(
         axis.set(xlabel=x, ylabel=y, **{f"{name}scale": "log" for name in logarithmic})
         for name in percent:
             getattr(axis, f"{name}axis").set_major_formatter(PercentFormatter(1.0))
-        figure.legend(loc="outside right center") if many else axis.legend()
+        if "x" not in logarithmic + percent and all(float(x).is_integer() for xs, _ in lines.values() for x in xs):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no layer 2.5
+        if len(lines) > 1:
+            figure.legend(loc="outside right center") if many else axis.legend()
     return figure
 
 
