@@ -309,6 +309,8 @@ def test_its_page_reads_well_without_a_network(name: str, compiled: Path, browse
         slider.press("End")
         assert picture.get_attribute("alt") != before
     assert visit.requests == visit.complaints == []
+    assert (compiled / f"{name}.html").stat().st_size < 3_000_000, "as large as a page may be"
+    assert (compiled / "index.html").stat().st_size < 1_000_000
 
 
 @each_notebook
