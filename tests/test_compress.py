@@ -1,6 +1,8 @@
 """A network shrunk by least squares alone; compensated rounding beats rounding to the nearest level."""
 
 import copy
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from delib.coding.quantized import Quantized
 from delib.layerwise.compress import Compression, compress, finalize
 from delib.layerwise.reconstruct import Moments, moments
 from delib.layerwise.rounding import round_compensated
+from delib.nn import checkpoint
+from delib.nn.checkpoint import saved_to
 from delib.nn.divergence import mse
 from delib.nn.layers import matrix_of, sparsity, weight_layers, weight_of, with_bias
 
@@ -80,6 +84,32 @@ def test_a_network_shrinks_by_least_squares_alone_and_its_file_holds_it(net: nn.
     assert quantized.bits == 4
     assert torch.equal(held[2].weight, student[2].weight)
     assert torch.equal(held[2].bias, student[2].bias.half().float())
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    net: nn.Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> tuple[nn.Module, dict[str, LevelTensor]]:
+        return compress(net, INPUTS, {"0": 0.5, "2": 0.6, "5": 0.7}, rounding=["2"], divergence=mse)
+
+    def counted(student: nn.Module, teacher: nn.Module, name: str, *args: Any, **options: Any) -> Moments:
+        seen.append(name)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return moments(student, teacher, name, *args, **options)
+
+    seen: list[str] = []
+    whole, levels = run()
+    monkeypatch.setattr(checkpoint, "SAVE", 0.0)  # whenever there is something to save
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    monkeypatch.setattr(sys.modules[compress.__module__], "moments", counted)
+    with pytest.raises(KeyboardInterrupt), saved_to(tmp_path / "compress.ckpt"):
+        run()
+    with saved_to(tmp_path / "compress.ckpt"):
+        resumed, taken_up = run()
+    assert seen == ["0", "2", "5", "5"], "the first two were there"
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+    assert encode(levels) == encode(taken_up)
 
 
 def test_an_unknown_layer_is_named(net: nn.Sequential) -> None:

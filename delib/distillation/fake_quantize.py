@@ -16,6 +16,7 @@ from delib.coding.container import LevelTensor
 from delib.coding.entropy import Rated, as_tensor, cuts_of, entropy_constrained
 from delib.coding.quantize import PLACEMENTS, as_scales, quantize_weight, with_levels
 from delib.distillation.recipe import softened
+from delib.nn.checkpoint import from_arrays, to_arrays
 from delib.nn.divergence import Divergence
 from delib.nn.hooks import never_called
 from delib.nn.layers import stored, weight_layers, weights_and_biases
@@ -120,17 +121,12 @@ class FakeQuantization:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: levels, cuts and scales by layer."""
-        return {
-            name: [None if part is None else torch.from_numpy(part) for part in code]
-            for name, code in self._codes.items()
-        }
+        return {name: from_arrays(code) for name, code in self._codes.items()}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state``."""
         for name, parts in state.items():
-            levels, cuts, scales = (None if part is None else part.cpu().numpy() for part in parts)
-            assert levels is not None and cuts is not None
-            self._codes[name] = _Code(levels, cuts, scales)
+            self._codes[name] = _Code(*to_arrays(parts))
 
 
 def _rated(rated: Rated, price: float, scales: NDArray[np.float16] | None) -> _Code:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from delib.layerwise.admm import admm
 from delib.layerwise.compress import layer_sensitivities
 from delib.layerwise.rate_aware import quantize_rate_aware
 from delib.layerwise.reconstruct import moments, reconstruct
-from delib.nn.checkpoint import Checkpoint
+from delib.nn.checkpoint import Checkpoint, from_arrays, to_arrays
 from delib.nn.divergence import Divergence
 from delib.nn.layers import copied, matrix_of, put_matrix, weight_layers, weight_of
 
@@ -36,16 +35,13 @@ class RateEntry:
 
     def state(self) -> _Saved:
         """What a checkpoint holds."""
-        parts = (self.levels.mask, self.levels.indices, self.levels.codebook, self.levels.scales)
-        held = [None if part is None else torch.from_numpy(part) for part in parts]
-        return self.multiplier, held, self.matrix, self.bytes, self.cost
+        return self.multiplier, from_arrays(vars(self.levels).values()), self.matrix, self.bytes, self.cost
 
     @classmethod
     def of(cls, state: _Saved) -> RateEntry:
         """The entry of a ``state``."""
         multiplier, held, matrix, size, cost = state
-        parts: list[Any] = [None if part is None else part.cpu().numpy() for part in held]
-        return cls(multiplier, LevelTensor(*parts), matrix, size, cost)
+        return cls(multiplier, LevelTensor(*to_arrays(held)), matrix, size, cost)
 
 
 class RateDatabase(dict[str, list[RateEntry]]):

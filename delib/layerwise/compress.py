@@ -22,6 +22,7 @@ from delib.layerwise.admm import admm
 from delib.layerwise.rate_aware import quantize_rate_aware
 from delib.layerwise.reconstruct import RIDGE, Moments, moments, reconstruct
 from delib.layerwise.rounding import round_compensated
+from delib.nn.checkpoint import Checkpoint, from_arrays, to_arrays
 from delib.nn.divergence import Divergence
 from delib.nn.layers import (
     copied,
@@ -89,6 +90,7 @@ class Problem(NamedTuple):
     sensitivity: Tensor | None
 
 
+_Made = tuple[Tensor, list[Tensor | None]]  # a layer in a checkpoint: its matrix, and its levels if it has some
 Watch = Callable[[str, Problem], None]  # called with each sparse layer's name and problem once it is reconstructed
 
 
@@ -122,7 +124,8 @@ def compress(
         If given, ADMM weights the error of each output by the sensitivity of this divergence to it (see
         ``nn.sensitivity``); by default all outputs of a layer count alike.
     watch : callable, optional
-        Called with name and ``Problem`` of every layer that is sparsified but not rounded.
+        Called with name and ``Problem`` of every layer that is sparsified but not rounded. Without it, an interrupted
+        run goes on after the layer that it was last saved with (see ``nn.saved_to``).
 
     Returns
     -------
@@ -145,8 +148,15 @@ def compress(
     positions = None if position_weights is None else torch.cat([position_weights(teacher(part)) for part in parts])
     weighted = {n: layers[n] for n in names if targets.get(n) or settings.multiplier}
     sensitive = layer_sensitivities(teacher, weighted, inputs, divergence)
+    saved = Checkpoint("compress", teacher, inputs, targets, settings, rounding, position_weights, divergence)
+    made: dict[str, _Made] = (saved.read(inputs.device) if watch is None else None) or {}
     for name in tqdm(names, unit="layer", disable=in_batch()):
         layer = student.get_submodule(name)
+        if name in made:
+            matrix, parts = made[name]
+            put_matrix(layer, matrix)
+            levels.update({name: LevelTensor(*to_arrays(parts))} if parts else {})
+            continue
         sums = moments(
             student, teacher, name, inputs, settings.batch, position_weights=positions, enough=settings.enough
         )
@@ -156,6 +166,9 @@ def compress(
             watch(name, problem)
         if name in rounding:
             levels[name] = _round(layer, sums, sensitive.get(name), own[name])
+        made[name] = matrix_of(layer), from_arrays(vars(levels[name]).values()) if name in levels else []
+        saved.offer(lambda: made)
+    saved.finish(lambda: made)
     return student, levels
 
 

@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from delib.files import advance_clock, atomic_path, clock
 from delib.nn.fingerprint import fingerprint
@@ -152,6 +154,16 @@ class Checkpoint:
             shutil.rmtree(self._inner(), ignore_errors=True)
         self.saved = clock()
         self.pause = max(SAVE, (self.saved - start) / SHARE)
+
+
+def from_arrays(arrays: Iterable[NDArray[Any] | None]) -> list[Tensor | None]:
+    """Arrays, or None, as a checkpoint holds them."""
+    return [None if array is None else torch.from_numpy(array) for array in arrays]
+
+
+def to_arrays(tensors: Iterable[Tensor | None]) -> list[Any]:
+    """The arrays of ``from_arrays`` again."""
+    return [None if tensor is None else tensor.cpu().numpy() for tensor in tensors]
 
 
 def _streams() -> dict[str, Any]:
