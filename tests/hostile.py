@@ -146,6 +146,20 @@ def files() -> list[bytes]:
     return [write(tensors) for write in (encode, encode_v1) for tensors in (small, large)]
 
 
+def busy() -> float:
+    """Most seconds of processor time that a file of 20 kB takes, of those made for it: all zeros, or all survivors."""
+    slowest = 0.0
+    for shape, dense in (((17_600_000, 1), 0), ((270_000, 64), 0), ((18_800, 64), 1), ((8_350, 16, 3, 3), 1)):
+        mask = np.full(shape, bool(dense))
+        mask.flat[-1] = True
+        codebook = np.linspace(0.1, 1, 256, dtype=np.float32)
+        data = encode({"w": LevelTensor(mask, np.zeros(int(mask.sum()), np.uint8), codebook)})
+        start = time.process_time()
+        decode(data)
+        slowest = max(slowest, (time.process_time() - start) * 20_000 / len(data))
+    return slowest
+
+
 def main() -> None:
     outcomes: Counter[str] = Counter()
     chance, good, slowest = Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0), files(), 0.0
@@ -162,6 +176,7 @@ def main() -> None:
             outcomes["refused" if len(str(error).splitlines()) == 1 else "in several lines"] += 1
         slowest = max(slowest, time.perf_counter() - start)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"made to busy its reader, 20 kB take at most {busy():.1f} s")
     print(dict(outcomes), f"slowest {slowest:.2f} s, memory grew by {grown:.0f} MB")
 
 

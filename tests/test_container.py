@@ -263,6 +263,17 @@ def test_no_byte_stands_for_more_than_1024_weights(write) -> None:
         assert peak < 4 << 20
 
 
+def test_survivors_count_for_the_time_that_they_take() -> None:
+    tensor = random_tensor(40, 50, density=0.5, levels=2)
+    _, (entry,), payload = parts(encode({"w": tensor}))
+    many = 1024 * (len(payload) + 16) // 16  # which, as zeros, these bytes could stand for
+    with pytest.raises(DelibError, match="cannot hold"):
+        decode(forged([{**entry, "shape": [many, 1], "survivors": many}], payload))
+    alike = LevelTensor(np.ones((300, 200), bool), np.zeros(60000, np.uint8), np.ones(1, np.float32))
+    decoded = decode(encode({"w": alike}))["w"]
+    assert isinstance(decoded, LevelTensor) and decoded.mask.all(), "a weight all alike, which costs next to nothing"
+
+
 def test_nearly_empty_layers_are_filled_up_to_what_reading_asks_for() -> None:
     mask = np.zeros((3000, 1000), bool)
     mask[1234, 567] = True

@@ -105,6 +105,7 @@ def test_more_cycles_than_a_byte_can_count() -> None:
         zeros = int((evolved.at_cycle(cycle).weight == 0).sum())
         generation = evolved.generations[""]
         assert zeros == int(((generation > 0) & (generation <= cycle)).sum())
+        assert torch.equal(evolved.died("", evolved.sparsities[cycle]) > 0, evolved.at_cycle(cycle).weight == 0)
         assert zeros == round(evolved.sparsities[cycle] * 1200)
     assert int(evolved.generations[""].max()) == evolved.cycle
 

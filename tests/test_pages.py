@@ -159,6 +159,11 @@ def test_what_slides_skip_stands_on_the_page_alone(project: Any) -> None:
     assert len(page.sections[1].steps) == 3
     words = [BeautifulSoup(slide.body, "html.parser").get_text(strip=True) for slide in deck(page)]
     assert words[-2:] == ["Shown.", "Shown too."]
+    both = figure("A")
+    both.outputs += figure("B").outputs
+    both.metadata["slideshow"] = {"slide_type": "skip"}
+    page = read_page(executed(project, "00_a", new_markdown_cell("## One\n\nShown."), both))
+    assert len(deck(page)) == 1 + len(deck(read_page(executed(project, "00_a")))), "neither of its figures"
 
 
 def test_notes_are_for_who_speaks_only(project: Any) -> None:

@@ -16,9 +16,10 @@ Check = Callable[[Any], bool]
 MAX_HEADER = 1 << 24  # bytes of JSON
 HEADER_INFLATION = 64  # bytes of JSON a byte of the file; honest headers have at most 20
 MAX_INFLATION = 1032  # no deflated stream stands for more bytes a byte (zlib's documentation, technical details)
-# Decoding takes at most so many bytes of memory for each byte of a tensor's payload: its mask (a byte a weight), its
-# indices, and the walk's memory of the columns. A stream that is shorter is filled up with zeros. So a file of b bytes
-# stands for no more than 1,024·b weights, a compression ratio of 4,096 that no useful network comes near.
+# Decoding takes at most so many bytes of memory, or the time of as many zeros, for each byte of a tensor's payload: its
+# mask (a byte a weight), its survivors, and the walk's memory of the columns. A stream that is shorter is filled up
+# with zeros. So a file of b bytes stands for no more than 1,024·b weights, a compression ratio of 4,096 that no useful
+# network comes near.
 MEMORY_PER_BYTE = 1024
 SLACK_BYTES = 16  # a payload's first bytes, for which tiny tensors need no filling
 

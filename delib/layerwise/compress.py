@@ -6,7 +6,7 @@ it also corrects their errors. No gradients, no labels; see ``reconstruct`` and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ class Problem(NamedTuple):
     sensitivity: Tensor | None
 
 
-_Made = tuple[Tensor, list[Tensor | None]]  # a layer in a checkpoint: its matrix, and its levels if it has some
+_Layer = tuple[Tensor, list[Tensor | None]]  # a layer in a checkpoint: its matrix, and its levels if it has some
 Watch = Callable[[str, Problem], None]  # called with each sparse layer's name and problem once it is reconstructed
 
 
@@ -149,14 +149,9 @@ def compress(
     weighted = {n: layers[n] for n in names if targets.get(n) or settings.multiplier}
     sensitive = layer_sensitivities(teacher, weighted, inputs, divergence)
     saved = Checkpoint("compress", teacher, inputs, targets, settings, rounding, position_weights, divergence)
-    made: dict[str, _Made] = (saved.read(inputs.device) if watch is None else None) or {}
-    for name in tqdm(names, unit="layer", disable=in_batch()):
+    done = _taken_up(saved, student, levels, inputs.device) if watch is None else []
+    for name in tqdm([name for name in names if name not in done], unit="layer", disable=in_batch()):
         layer = student.get_submodule(name)
-        if name in made:
-            matrix, parts = made[name]
-            put_matrix(layer, matrix)
-            levels.update({name: LevelTensor(*to_arrays(parts))} if parts else {})
-            continue
         sums = moments(
             student, teacher, name, inputs, settings.batch, position_weights=positions, enough=settings.enough
         )
@@ -166,10 +161,28 @@ def compress(
             watch(name, problem)
         if name in rounding:
             levels[name] = _round(layer, sums, sensitive.get(name), own[name])
-        made[name] = matrix_of(layer), from_arrays(vars(levels[name]).values()) if name in levels else []
-        saved.offer(lambda: made)
-    saved.finish(lambda: made)
+        done.append(name)
+        if watch is None:
+            saved.offer(lambda: _state(student, levels, done))
+    if watch is None:
+        saved.finish(lambda: _state(student, levels, done))
     return student, levels
+
+
+def _state(student: nn.Module, levels: Mapping[str, LevelTensor], done: Iterable[str]) -> dict[str, _Layer]:
+    """What a checkpoint holds of the layers that are done."""
+    parts = {name: from_arrays(vars(tensor).values()) for name, tensor in levels.items()}
+    return {name: (matrix_of(student.get_submodule(name)), parts.get(name, [])) for name in done}
+
+
+def _taken_up(saved: Checkpoint, student: nn.Module, levels: dict[str, LevelTensor], device: torch.device) -> list[str]:
+    """The layers that an interrupted run has done, put into ``student`` and ``levels`` as it left them."""
+    done: dict[str, _Layer] = saved.read(device) or {}
+    for name, (matrix, parts) in done.items():
+        put_matrix(student.get_submodule(name), matrix)
+        if parts:
+            levels[name] = LevelTensor(*to_arrays(parts))
+    return list(done)
 
 
 def layer_sensitivities(

@@ -205,13 +205,14 @@ def _pieces(page: BeautifulSoup, block: Element) -> Iterator[Element]:
 
 
 def _screens(page: BeautifulSoup, block: Element) -> Iterator[Element]:
-    """A cell, or several where its outputs have more than one thing to look at: the first has the code."""
-    outputs, shown = block.select_one(".outputs"), False
+    """A cell, or several of its slide type where its outputs have more than one thing to look at: the first has the
+    code."""
+    outputs, shown, kind = block.select_one(".outputs"), False, block.get("data-slide")
     for output in outputs.find_all(True, recursive=False) if outputs else []:
         wide = output.name in WIDE or output.select_one(", ".join(WIDE)) is not None
         if wide and shown:
             yield block
-            block = page.new_tag("div", attrs={"class": "cell"})
+            block = page.new_tag("div", attrs={"class": "cell"} | ({"data-slide": kind} if kind else {}))
             block.append(outputs := page.new_tag("div", attrs={"class": "outputs"}))
         if output.parent is not outputs:
             outputs.append(output.extract())
