@@ -134,7 +134,7 @@ def layer(weight: Array, died: Array, teacher: Array, student: Array) -> Figure:
         for axis, shown, title in ((left, kept, "weights"), (middle, dead, "generation of death (white: alive)")):
             axis.set(title=title, xlabel="inputs", ylabel="outputs")
             axis.grid(visible=False)
-            figure.colorbar(shown, ax=axis, shrink=0.9)
+            figure.colorbar(shown, ax=axis, shrink=0.9, ticks=MaxNLocator(integer=True) if shown is dead else None)
         at = np.arange(len(teacher))
         right.bar(at - 0.2, teacher, 0.4, label="teacher", color=BLUE)
         right.bar(at + 0.2, student, 0.4, label="student", color=VERMILION, hatch="//", edgecolor="white")
