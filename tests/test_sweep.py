@@ -21,3 +21,14 @@ def test_methods_are_judged_in_every_setting_and_averaged_over_seeds() -> None:
     assert (table["seconds", "mean"] >= 0).all()
     sweep.add("again", lambda student, **_: student, after="plain")
     assert sweep.table("again")["value", "mean"].tolist() == pytest.approx([1.0, 1.4]), "a copy was changed before"
+
+
+def test_what_is_shown_has_the_spread_beside_the_mean() -> None:
+    sweep = Sweep(SETTINGS[:2], lambda result, **_: {"divergence": 0.1, "test_accuracy": result})
+    sweep.add("plain", lambda seed, **_: 0.9 + 0.02 * seed)
+    shown = sweep.shown("plain")
+    assert list(shown) == ["divergence", "test_accuracy", "seconds"]
+    assert shown.loc["50%", "plain"].tolist()[:2] == ["0.1000 ± 0.0000", "91.00% ± 1.41%"]
+    alone = Sweep(SETTINGS[:1], lambda result, **_: {"accuracy": result})
+    alone.add("plain", lambda **_: 0.9)
+    assert alone.shown().loc["50%", "plain"]["accuracy"] == "90.00% ± 0.00%", "of one seed"

@@ -47,3 +47,13 @@ class Sweep:
         measured = [name for name in rows if name not in ("method", "sparsity", "seed", "seconds")]
         spread = {name: ["mean", "std"] for name in measured} | {"seconds": ["mean"]}
         return rows.groupby(["sparsity", "method"]).agg(spread)
+
+    def shown(self, *methods: str) -> pd.DataFrame:
+        """``table`` as it is to be read: mean ± standard deviation, accuracies and sparsities in percent."""
+        table = self.table(*methods)
+        shown = table[["seconds"]].map("{:.1f}".format).droplevel(1, axis=1)
+        for place, name in enumerate(name for name in table.columns.levels[0] if name != "seconds"):
+            form = "{:.2%} ± {:.2%}" if "accuracy" in name else "{:.4f} ± {:.4f}"
+            values = table[name].fillna(0.0).itertuples(index=False)  # one seed has no deviation
+            shown.insert(place, name, [form.format(*pair) for pair in values])
+        return shown.rename("{:.0%}".format, level="sparsity")
