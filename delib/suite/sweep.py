@@ -52,7 +52,7 @@ class Sweep:
         """``table`` as it is to be read: mean ± standard deviation, accuracies and sparsities in percent."""
         table = self.table(*methods)
         shown = table[["seconds"]].map("{:.1f}".format).droplevel(1, axis=1)
-        for place, name in enumerate(name for name in table.columns.levels[0] if name != "seconds"):
+        for place, name in enumerate(table.columns.unique(0).drop("seconds")):
             form = "{:.2%} ± {:.2%}" if "accuracy" in name else "{:.4f} ± {:.4f}"
             values = table[name].fillna(0.0).itertuples(index=False)  # one seed has no deviation
             shown.insert(place, name, [form.format(*pair) for pair in values])
