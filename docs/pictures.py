@@ -33,9 +33,9 @@ def side_by_side() -> Image.Image:
     """What teacher and shipped student find on three of the sample photos."""
     teacher = detection.load_yolo("yolov3-tiny")
     study = Study(teacher, detection.sample_photos())
-    student, _ = detection.shipped("yolov3-tiny-s90-b4")
+    student = next(student for student in detection.shipped() if student.file.stem == "yolov3-tiny-s90-b4")
     wide = [i for i in study.order if study.pictures[i].shape[2] > study.pictures[i].shape[1]]
-    png, _ = study.side_by_side(study.detect(student.network(teacher)), wide[:3])
+    png, _ = study.side_by_side(study.detect(student.network()), wide[:3])
     return _scaled(png)
 
 
@@ -44,7 +44,7 @@ def slider() -> list[Image.Image]:
     executed = project_root() / "reports" / "quick" / "notebooks" / "03_coco_yolov3.ipynb"
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
     pages = ["".join(o.get("data", {}).get("text/html", "")) for cell in cells for o in cell.get("outputs", [])]
-    (explorer,) = [page for page in pages if 'type="range"' in page]
+    explorer, *_ = [page for page in pages if 'type="range"' in page]
     return [_scaled(base64.b64decode(png)) for png in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", explorer)]
 
 

@@ -87,3 +87,12 @@ def test_a_search_keeps_the_total_and_does_not_raise_the_divergence(teacher: nn.
     assert gaps[-1] <= gaps[0]
     assert sparsity(student, weight_layers(student)) >= 0.5
     assert all(torch.equal(value, final[name]) for name, value in student.state_dict().items()), "left with the winner"
+
+
+def test_students_go_through_the_entries_of_all_layers_together(watched) -> None:
+    student, database = watched
+    before = copy.deepcopy(student.state_dict())
+    zeros = [sparsity(each, weight_layers(each)) for each in database.students(student)]
+    assert len(zeros) == min(map(len, database.values()))
+    assert zeros == sorted(zeros) and zeros[0] < zeros[-1]
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items()), "copies"

@@ -87,6 +87,16 @@ def test_curves_are_the_given_points_under_the_given_names() -> None:
     assert set(level.get_ydata()) == {0.992}
 
 
+def test_a_band_shades_a_range_of_x_under_its_name() -> None:
+    figure = figures.curves(
+        {"a": ([1, 100], [1.0, 0.5])}, "times smaller", "kept", percent="y", band=("claimed", 40, 80)
+    )
+    (axis,) = figure.axes
+    (band,) = axis.patches
+    assert (band.get_x(), band.get_x() + band.get_width(), band.get_label()) == (40, 80, "claimed")
+    assert [line.get_label() for line in axis.get_lines()] == ["a"], "the band is no line"
+
+
 @pytest.mark.parametrize("count", [7, 13, 49])
 def test_no_two_curves_share_colour_marker_and_dash(count: int) -> None:
     (axis,) = figures.curves({str(i): ([0, 1], [i, i]) for i in range(count)}, "x", "y").axes

