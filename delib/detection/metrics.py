@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -254,7 +254,7 @@ READABLE = {
 }
 
 
-def score_table(metrics: dict[str, float]) -> dict[str, str]:
+def score_table(metrics: Mapping[str, float]) -> dict[str, str]:
     """Metrics as rows that can be read, those that there are."""
     rows = {}
     for name, form in READABLE.items():

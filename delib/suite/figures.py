@@ -178,8 +178,12 @@ def curves(
             getattr(axis, f"{name}axis").set_major_formatter(PercentFormatter(1.0))
         if "x" not in logarithmic + percent and all(float(x).is_integer() for xs, _ in lines.values() for x in xs):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no layer 2.5
-        if len(lines) > 1 or band is not None:
-            figure.legend(loc="outside right center") if many else axis.legend()
+        if many:
+            figure.legend(loc="outside right center")
+        elif band is not None:
+            figure.legend(loc="outside upper center", ncols=2)
+        elif len(lines) > 1:
+            axis.legend()
     return figure
 
 
