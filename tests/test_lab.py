@@ -73,7 +73,10 @@ def test_a_notebook_runs_is_moved_interrupted_and_gone_on_with(lab: str, browser
     slider = page.get_by_role("slider", name="Sparsity")
     slider.wait_for()
     page.locator(".jp-OutputArea-output", has_text="began").wait_for()
-    page.get_by_alt_text("Shades, 0%: shade 1.0").wait_for()
+    picture = page.get_by_alt_text("Shades, 0%: shade 1.0")
+    picture.wait_for()
+    wide = picture.evaluate("it => it.getBoundingClientRect().width / getComputedStyle(it).getPropertyValue('--width')")
+    assert 0.2 < wide <= 1.001, "as wide as it is to be, not as wide as its file has pixels"
     _told(slider, "0%")
 
     slider.press("ArrowRight")  # while the kernel is busy

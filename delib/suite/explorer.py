@@ -107,14 +107,15 @@ def live_picture(html: str) -> Any:
 
 
 def show_live(page: Callable[[], Explorer], widget: Callable[[], Any]) -> None:
-    """Display a widget in a live notebook, with the script by which its sliders say their values aloud; in a batch
-    run (DELIB_BATCH=1) the HTML of ``page``."""
+    """Display a widget in a live notebook, with the style that gives its pictures their size and the script by which
+    its sliders say their values aloud; in a batch run (DELIB_BATCH=1) the HTML of ``page``."""
     from IPython.display import HTML, display
 
     if os.environ.get("DELIB_BATCH") == "1":
         display(HTML(page()._repr_html_()))
         return
-    display(HTML(f"<script>{template('live.js').render()}</script>"))
+    style, script = (template(name).render() for name in ("live.css", "live.js"))
+    display(HTML(f"<style>{style}</style><script>{script}</script>"))
     display(widget())
 
 
