@@ -37,7 +37,7 @@ from delib.detection import SHOWN
 from delib.evolution import scale_sparsities
 from delib.layerwise import Compression, compress
 from delib.nn import copied, folded, kl, norm_pairs, predict, soft_kl, weight_layers, weight_of
-from delib.suite.parameters import profile_parameters
+from delib.suite.parameters import read_parameters
 from delib.suite.record import git_revision, package_versions
 from delib.suite.runner import find_notebook
 
@@ -141,7 +141,7 @@ def yolov3_tiny(folder: str) -> Bench:
     held, own = [found[i] for i in order[:MEASURED]], [found[i] for i in order[-FITTED:]]
     original = detection.load_yolo("yolov3-tiny")
     plain = folded(original, norm_pairs(original, torch.zeros(1, 3, 64, 64))).to(memory_format=torch.channels_last)
-    recipe = profile_parameters(find_notebook("03_coco_yolov3"), "quick")["recipe"]
+    recipe = read_parameters(find_notebook("03_coco_yolov3"))["recipe"].default
     sizes = {name: weight_of(layer).numel() for name, layer in weight_layers(plain).items()}
     goals = dict.fromkeys(sizes, 0.0) | scale_sparsities(sizes, SPARSITY, recipe["shape"])
     validation, study = detection.Validation(plain, held, SIDE), detection.Study(original, held, SIDE)
