@@ -28,7 +28,7 @@ def test_what_is_shown_has_the_spread_beside_the_mean() -> None:
     sweep.add("plain", lambda seed, **_: 0.9 + 0.02 * seed)
     shown = sweep.shown("plain")
     assert list(shown) == ["divergence", "test_accuracy", "seconds"]
-    assert shown.loc["50%", "plain"].tolist()[:2] == ["0.1000 ± 0.0000", "91.00% ± 1.41%"]
+    assert shown.loc["50%", "plain"].tolist()[:2] == ["0.1000\xa0±\xa00.0000", "91.00%\xa0±\xa01.41%"]
     alone = Sweep(SETTINGS[:1], lambda result, **_: {"accuracy": result})
     alone.add("plain", lambda **_: 0.9)
-    assert alone.shown().loc["50%", "plain"]["accuracy"] == "90.00% ± 0.00%", "of one seed"
+    assert alone.shown().loc["50%", "plain"]["accuracy"] == "90.00%\xa0±\xa00.00%", "of one seed"

@@ -53,7 +53,8 @@ class Sweep:
         table = self.table(*methods)
         shown = table[["seconds"]].map("{:.1f}".format).droplevel(1, axis=1)
         for place, name in enumerate(table.columns.unique(0).drop("seconds")):
-            form = "{:.2%} ± {:.2%}" if "accuracy" in name else "{:.4f} ± {:.4f}"
+            form = "{:.2%}~±~{:.2%}" if "accuracy" in name else "{:.4f}~±~{:.4f}"
+            form = form.replace("~", "\N{NO-BREAK SPACE}")
             values = table[name].fillna(0.0).itertuples(index=False)  # one seed has no deviation
             shown.insert(place, name, [form.format(*pair) for pair in values])
         return shown.rename("{:.0%}".format, level="sparsity")
