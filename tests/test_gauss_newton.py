@@ -75,10 +75,12 @@ def test_the_divergence_falls_and_the_dead_stay_dead(monkeypatch: pytest.MonkeyP
     assert torch.equal(weight_of(student[0]) != 0, mask)
 
 
-def test_a_perfect_student_is_left_alone() -> None:
+def test_a_perfect_student_is_left_alone_but_for_rounding() -> None:
     student = tiny()
     gauss_newton(student, tiny(), INPUTS)
-    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), tiny().parameters(), strict=True))
+    # Parameters in one vector lie elsewhere in memory, and some processors then add up in another order.
+    pairs = zip(student.parameters(), tiny().parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
 
 
 def test_too_few_inputs_are_refused() -> None:
