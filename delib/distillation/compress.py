@@ -144,5 +144,5 @@ def cost(network: nn.Module, inputs: Tensor, recipe: Recipe | str = "standard") 
         begin = time.perf_counter()
         distill(copied(network), network, batch, replace(pruning, steps=steps))
         seconds.append(time.perf_counter() - begin)
-    each = (seconds[1] - seconds[0]) / 2
+    each = max(0.0, (seconds[1] - seconds[0]) / 2)  # of a tiny network chance may take longer than two steps
     return each * (pruning.steps + rounding.steps), 8 * float32_bytes(network) + sum(remembered.values())
