@@ -9,13 +9,14 @@ from house import ROOT
 
 from delib.coding import Quantized
 from delib.detection import kept_by_size, shipped
+from delib.detection.family import ShippedStudent
 
 FOLDER = ROOT / "data" / "students"
 STUDENTS = shipped("yolov3-tiny")
 
 
 @pytest.mark.parametrize("student", STUDENTS, ids=lambda student: student.file.stem)
-def test_a_student_is_what_its_record_says(student) -> None:
+def test_a_student_is_what_its_record_says(student: ShippedStudent) -> None:
     held, metrics = Quantized.load(student.file), student.metrics
     assert held.sparsity == pytest.approx(metrics["sparsity"])
     assert held.bits <= metrics["bits"] <= 4

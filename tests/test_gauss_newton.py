@@ -81,6 +81,7 @@ def test_a_perfect_student_is_left_alone_but_for_rounding() -> None:
     # Parameters in one vector lie elsewhere in memory, and some processors then add up in another order.
     pairs = zip(student.parameters(), tiny().parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
+    assert float(kl(student(INPUTS), tiny()(INPUTS)).detach()) < 1e-7
 
 
 def test_too_few_inputs_are_refused() -> None:
