@@ -149,6 +149,15 @@ def reference() -> None:
 
 
 @app.command()
+def badges(address: Annotated[str, typer.Argument(help="https://github.com/OWNER/NAME.")]) -> None:
+    """Put badges for Binder and Colab into the README, and notebooks that install themselves in Colab into colab/."""
+    from delib.suite.badges import write_badges
+
+    for path in write_badges(address):
+        typer.echo(str(path))
+
+
+@app.command()
 def compress(
     network: Annotated[str, typer.Argument(help="package.module:function, torchvision:NAME, or ultralytics:FILE.")],
     inputs: Annotated[

@@ -130,11 +130,16 @@ def with_table(readme: str, claims: list[Claim]) -> str:
     Raises ValueError without both markers.
     """
     claims = [claim for claim in claims if claim.headline] or claims
-    begin, end = MARKERS
+    return between(readme, MARKERS, f"\n{markdown_table(claims)}\n")
+
+
+def between(readme: str, markers: tuple[str, str], text: str) -> str:
+    """README's text with ``text`` between two markers, each on a line of its own. Raises ValueError without both."""
+    begin, end = markers
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if len(pattern.findall(readme)) != 1:
-        raise ValueError(f"README.md needs the markers {begin} and {end} once, around the table of claims")
-    return pattern.sub(lambda _: f"{begin}\n\n{markdown_table(claims)}\n\n{end}", readme)
+        raise ValueError(f"README.md needs the markers {begin} and {end}, once")
+    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", readme)
 
 
 def update_readme(run: str | Path = "reference") -> Path:

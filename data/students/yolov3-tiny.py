@@ -1,0 +1,183 @@
+"""How the YOLOv3-tiny students were made: 90% from the one before, the others thinned on or regrown from it.
+
+    git show b2d1cd7:data/students/yolov3-tiny-s90-b4.delib > OUT/before.delib
+    python data/students/yolov3-tiny.py OUT 90 95 98 80 --own TRAIN128 --coco COCO2K --other PHOTOS
+
+Each: regrowth by gradients (90 and 80), gradual pruning, rates in the loop, calibration; seven hours of one core with
+bfloat16 in all. 200 of the photos in COCO2K are held out. Steps are bounded by minutes, so another machine makes other
+students. It goes on where it was interrupted, by the files in OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from delib import detection, distillation, layerwise
+from delib.coding import Quantized
+from delib.detection import Validation, Views
+from delib.detection.coco import Photo, photos
+from delib.distillation import Recipe, distill
+from delib.distillation.distill import _Batches, _compare
+from delib.nn import (
+    curvatures,
+    fastest_precision,
+    folded,
+    modules_before,
+    norm_pairs,
+    unfolded,
+    weight_layers,
+    weight_of,
+)
+from delib.nn.layers import weight_keys
+
+NAME, HELD = "yolov3-tiny-s{}-b4", 200
+
+
+@dataclass(frozen=True)
+class Member:
+    """A student: of whose pruned weights it is made, how many zeros may live again, the share that survives pruning,
+    the divergence that a bit is worth, minutes of pruning and of levels, and the seed of the first."""
+
+    start: int
+    regrown: int
+    survivors: float
+    price: float
+    minutes: tuple[float, float]
+    seed: int
+
+
+MEMBERS = {
+    90: Member(0, 700_000, 0.103, 6.5e-7, (54, 52), 11),
+    95: Member(90, 0, 0.054, 6.5e-7, (20, 20), 21),
+    98: Member(95, 0, 0.0225, 6.5e-7, (16, 16), 31),
+    80: Member(90, 1_300_000, 0.206, 6.5e-7, (16, 16), 41),
+}
+
+
+def split(folder: Path) -> tuple[list[Photo], list[Photo]]:
+    found = photos(folder)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(7)).tolist()
+    return [found[i] for i in order[:HELD]], [found[i] for i in order[HELD:]]
+
+
+@dataclass
+class Family:
+    """What all students share: the teacher, its folded form, the photos and what is compared."""
+
+    args: argparse.Namespace
+    teacher: Any = field(default_factory=lambda: detection.load_detector("yolov3-tiny"))
+
+    def __post_init__(self) -> None:
+        self.held, self.rest = split(self.args.coco)
+        self.pairs = norm_pairs(self.teacher, torch.zeros(1, 3, 64, 64))
+        self.plain: Any = self.folded(self.teacher)
+        self.sizes = {name: weight_of(layer).numel() for name, layer in weight_layers(self.plain).items()}
+        self.early, self.later = list(self.sizes)[:3], list(self.sizes)[3:]
+        self.validation = Validation(self.plain, self.held, 416)
+        self.objective = distillation.Objective(
+            self.plain.divergence(detection.BACKGROUND, boxes=12.0),
+            features=[act for name, act in self.plain.activations.items() if name in self.later],
+            feature_weight=15.0,
+            position_weights=self.plain.position_weights(),
+            frozen=modules_before(self.plain, self.later[0], torch.zeros(1, 3, 64, 64)),
+            precision=fastest_precision(),
+        )
+
+    def folded(self, network: nn.Module) -> Any:
+        return folded(network, self.pairs).to(memory_format=torch.channels_last)
+
+    @cached_property
+    def views(self) -> Views:
+        own = photos(self.args.own)
+        pictures = [photo.read() for photo in own + self.rest + photos(self.args.other)]
+        shots = detection.oversample(pictures, detection.classes_present(self.teacher, pictures, 416), own=len(own))
+        return Views(shots, [320, 384, 416], self.teacher.letterboxing.margin, blend=0.5)
+
+    def pruned(self, member: int) -> Path:
+        """The file of a member's weights between pruning and levels."""
+        return Path(self.args.out, f"{NAME.format(member)}.pruned.pt")
+
+    def regrowth(self, student: nn.Module, regrown: int) -> dict[str, Tensor]:
+        """The zeros whose mean gradient is largest, in units of their output's weights (RigL: Evci et al. 2020)."""
+        named, batches = dict(student.named_parameters()), self.batches(student)
+        weights = {name: named[weight_keys(student)[name]].requires_grad_() for name in self.later}
+        sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        for i in range(40):
+            divergence, error = _compare(student, self.objective, batches.draw(i, True))
+            loss = divergence + self.objective.feature_weight * error
+            for name, slope in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+                sums[name] += slope
+        scores = {}
+        for name, weight in weights.items():
+            weight.requires_grad_(False)
+            rows = weight.flatten(1)
+            unit = (rows.square().sum(1) / (rows != 0).sum(1).clamp_min(1)).sqrt().view(-1, 1, 1, 1)
+            scores[name] = sums[name].abs() * unit * (weight == 0)
+        least = torch.cat([score.flatten() for score in scores.values()]).topk(regrown).values[-1]
+        return {name: (score >= least) | (weights[name] != 0) for name, score in scores.items()}
+
+    def batches(self, student: nn.Module) -> _Batches:
+        return _Batches(student, self.plain, self.views, Recipe(40, 8), self.objective, 99)
+
+    def make(self, number: int) -> None:
+        member, out = MEMBERS[number], Path(self.args.out, f"{NAME.format(number)}.delib")
+        before = Quantized.load(
+            Path(self.args.out, f"{NAME.format(member.start)}.delib" if member.start else "before.delib")
+        )
+        student = self.folded(before.network(self.teacher))
+        if member.start:
+            student.load_state_dict(torch.load(self.pruned(member.start)))
+        amounts: dict[str, Any] = {"rate": 0.003, "average": 0.995, "horizon": 500, "uses": 4}
+        options: dict[str, Any] = {"objective": self.objective}
+        if not self.pruned(number).is_file():
+            allowed = self.regrowth(student, member.regrown) if member.regrown else {}
+            kept = sum(int(weight_of(weight_layers(student)[name]).count_nonzero()) for name in self.early)
+            pruning = distillation.GradualPruning(
+                round(member.survivors * sum(self.sizes.values())) - kept, 0.6, 50, allowed
+            )
+            recipe, file = Recipe(4700, 8, minutes=member.minutes[0], **amounts), out.with_suffix(".pruning.ckpt")
+            options |= {"during": pruning, "seed": member.seed, "checkpoint": file}
+            steps = distill(student, self.plain, self.views, recipe, **options)
+            torch.save(student.state_dict(), self.pruned(number))
+            print(number, len(steps), "steps; divergence", self.validation.divergence(student), flush=True)
+        student.load_state_dict(torch.load(self.pruned(number)))
+        bends = curvatures(student, self.later, self.validation.inputs[:32], self.plain.divergence())
+        levels = distillation.RateAwareQuantization(4, fixed=self.early, multiplier=member.price, curvatures=bends)
+        recipe, file = Recipe(4500, 8, minutes=member.minutes[1], **amounts), out.with_suffix(".levels.ckpt")
+        options |= {"during": levels, "seed": member.seed + 1, "checkpoint": file}
+        steps = distill(student, self.plain, self.views, recipe, **options)
+        first: dict[str, Any] = {name: before[weight_keys(self.teacher)[name]] for name in self.early}
+        bare = unfolded(student, self.teacher, self.pairs)
+        self.store(layerwise.finalize(bare, first | levels.tensors(student), 4), out, len(steps))
+
+    def store(self, made: Quantized, out: Path, steps: int) -> None:
+        """Calibrate and save."""
+        network = made.network(self.teacher)
+        print(out.name, steps, "steps; divergence before calibration", self.validation.divergence(network), flush=True)
+        self.teacher.calibrate(network, self.validation.inputs)
+        for name, value in network.state_dict().items():
+            if name.endswith("bias") and isinstance(stored := made[name], np.ndarray):
+                made.replace(name, value.numpy().astype(stored.dtype))
+        size = made.save(out)
+        divergence = self.validation.divergence(Quantized.load(out).network(self.teacher))
+        print(out.name, size, "bytes;", made.sparsity, "zeros; divergence", divergence, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("members", type=int, nargs="+", choices=list(MEMBERS), metavar="MEMBER")
+    for folder in ("--own", "--coco", "--other"):
+        parser.add_argument(folder, type=Path, required=True)
+    torch.set_num_threads(1)
+    family = Family(parser.parse_args())
+    for each in family.args.members:
+        family.make(each)
