@@ -1,9 +1,10 @@
-"""A detector and its compressed student on photos, each run by torch and by OpenCV from the exported files.
+"""A detector and its compressed student on photos, run by torch, and darknet's by OpenCV from the exported files.
 
 Prints one JSON document. ``make bench`` runs it on the sample photos, which show that it works; name folders of photos
 that the student never saw for numbers that mean something, labelled ones for average precision:
 
     python benchmarks/coco.py --images FOLDER --images ANOTHER
+    python benchmarks/coco.py --images FOLDER --network yolov5s-seg --size 640 --student FILE.delib
 
 With labels the teacher's AP50 is held against what is published for its weights, so that boxes that are read wrongly
 cannot pass: the benchmark then ends with an error.
@@ -17,19 +18,21 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from opencv import OpenCV
 
 from delib.coding.quantized import Quantized
-from delib.detection.coco import Photo, photos, sample_photos
+from delib.detection.coco import photos, sample_photos
 from delib.detection.darknet import Darknet
-from delib.detection.darknet_weights import value_count
 from delib.detection.infer import Detector
 from delib.detection.study import Study
-from delib.detection.zoo import export_darknet, load_yolo
+from delib.detection.zoo import export_darknet, load_detector
 from delib.files import project_root, sha256
+from delib.nn.layers import float32_bytes
 from delib.suite.record import git_revision, package_versions
 
 STUDENT = project_root() / "data" / "students" / "yolov3-tiny-s90-b4.delib"
@@ -42,15 +45,18 @@ ALLOWED_BELOW = 0.05
 def main(args: argparse.Namespace) -> dict[str, object]:
     torch.set_num_threads(1)
     several = [photo for folder in args.images for photo in photos(folder)] or sample_photos()
-    teacher = load_yolo(args.network)
+    teacher = load_detector(args.network)
     held = Quantized.load(args.student)
-    networks = teacher, held.network(teacher)
+    networks: Any = (teacher, held.network(teacher))
     seconds, metrics = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        runtimes = {"torch": (networks, 8), "opencv": ([by_opencv(n, Path(folder)) for n in networks], 1)}
-        for name, (sides, batch) in runtimes.items():
+        runtimes: dict[str, tuple[Sequence[Detector], int]] = {"torch": (networks, 8)}
+        if isinstance(teacher, Darknet):
+            runtimes["opencv"] = ([by_opencv(n, Path(folder)) for n in networks], 1)
+        for name, ((theirs, ours), batch) in runtimes.items():
             start = time.perf_counter()
-            metrics[name] = measured(*sides, several, batch)
+            study = Study(theirs, several, args.size, batch=batch)
+            metrics[name] = study.scores(study.detect(ours))
             seconds[name] = round(time.perf_counter() - start, 1)
     return {
         "photos": len(several),
@@ -58,7 +64,7 @@ def main(args: argparse.Namespace) -> dict[str, object]:
             "file": args.student.name,
             "sha256": sha256(args.student),
             "bytes": args.student.stat().st_size,
-            "compression_ratio": 4 * value_count(teacher) / args.student.stat().st_size,
+            "compression_ratio": float32_bytes(teacher) / args.student.stat().st_size,
             "sparsity": held.sparsity,
             "bits": held.bits,
         },
@@ -66,12 +72,6 @@ def main(args: argparse.Namespace) -> dict[str, object]:
         "as_published": as_published(args.network, metrics["torch"]),
         "seconds": seconds,
     }
-
-
-def measured(teacher: Detector, student: Detector, several: list[Photo], batch: int) -> dict[str, float]:
-    """All metrics of a student against its teacher and the labels."""
-    study = Study(teacher, several, batch=batch)
-    return study.scores(study.detect(student))
 
 
 def by_opencv(network: Darknet, folder: Path) -> OpenCV:
@@ -82,8 +82,8 @@ def by_opencv(network: Darknet, folder: Path) -> OpenCV:
 
 
 def as_published(network: str, metrics: dict[str, float]) -> dict[str, float | bool]:
-    """The teacher's AP50 beside the published one, and whether it is as good; empty without labels."""
-    if "teacher_ap50" not in metrics:
+    """The teacher's AP50 beside the published one, and whether it is as good; empty without labels or publication."""
+    if "teacher_ap50" not in metrics or network not in PUBLISHED_AP50:
         return {}
     published = PUBLISHED_AP50[network]
     good = metrics["teacher_ap50"] >= published - ALLOWED_BELOW
@@ -95,6 +95,7 @@ if __name__ == "__main__":
     parser.add_argument("--images", action="append", default=[], help="folder of photos to measure on; may be repeated")
     parser.add_argument("--student", type=Path, default=STUDENT, help="the student's .delib file")
     parser.add_argument("--network", default="yolov3-tiny", help="which network it is a student of")
+    parser.add_argument("--size", type=int, help="pixels of a side of its input; by default what it prefers")
     options = parser.parse_args()
     result = main(options)
     about = {
@@ -103,7 +104,11 @@ if __name__ == "__main__":
         "threads": 1,
         "machine": platform.machine(),
         "git_revision": git_revision(),
-        "options": {"images": [Path(folder).name for folder in options.images], "network": options.network},
+        "options": {
+            "images": [Path(folder).name for folder in options.images],
+            "network": options.network,
+            "size": options.size,
+        },
     }
     json.dump(about | result, sys.stdout, indent=2)
     print()
