@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from delib.distillation import GradualPruning, Recipe, distill
-from delib.evolution import Cycle, RateDatabase, SparsityDatabase, evolve
+from delib.distillation import GradualPruning, Recipe, distill, gauss_newton
+from delib.evolution import Cycle, RateDatabase, Search, SparsityDatabase, evolve, search_allocation
 from delib.evolution.criteria import magnitude, obs
 from delib.files import clock
 from delib.nn import checkpoint, kl, mse
@@ -72,7 +72,27 @@ def building() -> Any:
     return [first.state(), second.state(), {n: [entry.state() for entry in entries] for n, entries in rates.items()}]
 
 
-STEPS: dict[str, Callable[[], Any]] = {"evolve": evolving, "distill": distilling, "database": building}
+def allocating() -> Any:
+    database, student = SparsityDatabase.build(network(), ["0", "2", "4"], INPUTS, magnitude, kl), network()
+    parents = search_allocation(student, network(), database, 3000, INPUTS, search=Search(30, 6, 100), divergence=kl)
+    return [parents, student.state_dict()]
+
+
+def recovering() -> Any:
+    student = network()
+    with torch.no_grad():
+        student[0].weight[::2] = 0
+    gauss_newton(student, network(), INPUTS, steps=4)
+    return student.state_dict()
+
+
+STEPS: dict[str, Callable[[], Any]] = {
+    "evolve": evolving,
+    "distill": distilling,
+    "database": building,
+    "allocate": allocating,
+    "gauss_newton": recovering,
+}
 
 
 def in_a_fork(step: Callable[[], Any], result: Path) -> int:
@@ -126,6 +146,7 @@ def main() -> None:
     options = parser.parse_args()
     checkpoint.SAVE, checkpoint.SHARE, checkpoint.SHORT = 0.0, 1.0, 0.0
     os.environ["DELIB_BATCH"] = "1"
+    torch.set_num_threads(1)  # a fork finds no other threads of its parent
     distill(network(), network(), INPUTS, Recipe(1))  # what PyTorch sets up at the first step, the forks find done
     chance, told = random.Random(options.seed), {}
     for name in options.steps:

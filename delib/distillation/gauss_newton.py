@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp
 
+from delib.nn.checkpoint import Checkpoint
 from delib.nn.divergence import Divergence, soft_kl
 from delib.nn.layers import weight_keys
 from delib.nn.solvers import conjugate_gradients
@@ -76,8 +77,9 @@ def gauss_newton(
     bent = _Problem(student, teacher, fitted[: math.ceil(CURVATURE_SHARE * len(fitted))], divergence)
     judge = _Problem(student, teacher, held_out, divergence)
     values = nn.utils.parameters_to_vector(student.parameters()).detach()
-    least = judge.loss(values)
-    for _ in range(steps):
+    saved = Checkpoint("gauss_newton", student, teacher, inputs, divergence, steps, iterations, damping, seed)
+    begun, least, values = saved.read(values.device) or (0, judge.loss(values), values)
+    for step in range(begun, steps):
         right = -fit.gradient(values)[None]
         apply = lambda rows, at=values: bent.curvature(at, rows[0])[None] + damping * rows  # noqa: E731
         delta = conjugate_gradients(apply, right, steps=iterations, tolerance=TOLERANCE)[0]
@@ -86,6 +88,8 @@ def gauss_newton(
         if better is None:
             break
         least, values = better
+        saved.offer(lambda: (step + 1, least, values))  # noqa: B023 (at once)
+    saved.finish(lambda: (steps, least, values))
     with torch.no_grad():
         for name, value in fit.named(values).items():
             student.get_parameter(name).copy_(value)

@@ -16,6 +16,7 @@ from delib.evolution.database import LEVELS, Allocation, SparsityDatabase, total
 from delib.evolution.rates import RateDatabase
 from delib.evolution.select import Batches, better_half, growing_batches
 from delib.files import in_batch
+from delib.nn.checkpoint import Checkpoint
 from delib.nn.divergence import Divergence, fitting
 from delib.nn.hooks import never_called
 from delib.nn.layers import copied, original, weight_layers, weight_of
@@ -125,12 +126,17 @@ def search_allocation(
     Returns
     -------
     list of dict
-        The start and every generation's parent, the winner last: the level of each layer.
+        The start and every generation's parent, the winner last: the level of each layer. In a run of notebooks an
+        interrupted search goes on after the generation that it was last saved with.
     """
     savings = database.savings()
     chance, parents = torch.Generator().manual_seed(seed), [greedy_allocation(savings, database.costs(), budget)]
     measure = partial(_divergences, student, database, divergence)
-    for _ in tqdm(range(search.generations), unit="generation", disable=in_batch()):
+    saved = Checkpoint("allocate", student, teacher, database, budget, inputs, search, divergence, seed)
+    if (state := saved.read()) is not None:
+        parents = state["parents"]
+        chance.set_state(state["chance"])
+    for _ in tqdm(range(len(parents) - 1, search.generations), unit="generation", disable=in_batch()):
         children = [level_switch(parents[-1], savings, budget, chance) for _ in range(search.offspring)]
         batches = growing_batches(inputs, teacher, search.batch, chance)
         rivals = [child for child in children if child != parents[-1]]
@@ -139,6 +145,8 @@ def search_allocation(
         rivals = [parents[-1], *rivals]
         measured = measure(rivals, batches)
         parents.append(rivals[measured.index(min(measured))])
+        saved.offer(lambda: {"parents": parents, "chance": chance.get_state()})
+    saved.finish(lambda: {"parents": parents, "chance": chance.get_state()})
     database.put(student, parents[-1])
     return parents
 
