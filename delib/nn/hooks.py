@@ -142,8 +142,10 @@ def end(network: nn.Module, layer: nn.Module, inputs: Tensor, layers: int | None
     """
     if layers is None:
         return ""
-    behind = [m for m in dict.fromkeys(Trace(network, layer, inputs).behind) if isinstance(m, WEIGHT_LAYERS)]
     names = {module: name for name, module in network.named_modules()}
+    if layers == 0:
+        return names[layer]  # without a pass through all of the network
+    behind = [m for m in dict.fromkeys(Trace(network, layer, inputs).behind) if isinstance(m, WEIGHT_LAYERS)]
     return names[behind[layers]] if layers < len(behind) else ""
 
 
