@@ -29,7 +29,7 @@ from delib.detection import detection_divergence, position_weights
 from delib.detection.darknet import yolov3_tiny
 from delib.distillation import Objective, Recipe, distill
 from delib.distillation.optimizer import MaskedAdam
-from delib.nn import fastest_device, fastest_precision, folded, modules_before, norm_pairs, weight_layers, weight_of
+from delib.nn import fastest_device, fastest_precision, first_chain, folded, norm_pairs, weight_layers, weight_of
 from delib.nn.layers import hold, stored
 from delib.suite.record import git_revision, package_versions
 
@@ -73,7 +73,7 @@ def tiny(options: argparse.Namespace, precision: torch.dtype) -> tuple[nn.Module
         detection_divergence(teacher.heads),
         FEATURES,
         position_weights=position_weights(teacher.heads),
-        frozen=modules_before(teacher, "c6", example),
+        frozen=first_chain(teacher, ["c0", "c2", "c4"], example)[0],
         precision=precision,
     )
     recipe = Recipe(options.steps, options.batch, uses=USES)

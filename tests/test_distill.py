@@ -1,6 +1,7 @@
 """The trainer: nearer to the teacher, zeros held, quantised weights trained, frozen ones left, resumable to the bit."""
 
 import copy
+import importlib
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from delib.detection.darknet import yolov3_tiny
 from delib.distillation import FakeQuantization, GradualPruning, Objective, RateAwareQuantization, Recipe, distill
-from delib.distillation.distill import feature_error
+from delib.distillation.distill import _Batches, feature_error
 from delib.layerwise import finalize, quantize
 from delib.nn import checkpoint, hooks
 from delib.nn.batchnorm import folded
 from delib.nn.divergence import kl, mse
-from delib.nn.hooks import modules_before, replayed, watched, watched_calls
+from delib.nn.hooks import first_chain, replayed, watched, watched_calls
 from delib.nn.layers import hold, weight_layers, weight_of
 
 
@@ -305,9 +307,64 @@ def test_the_order_of_memory_makes_no_difference(during: Callable[[], Any]) -> N
     assert all(torch.allclose(ends[0][n], ends[1][n], atol=1e-4) for n in ends[0])
 
 
-def test_the_modules_before_a_layer_are_named_in_running_order() -> None:
+class Skipping(nn.Module):
+    """Its second block's output is needed twice, its third has two branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = lambda a, b: nn.Sequential(nn.Linear(a, b), nn.ReLU())  # noqa: E731
+        self.one, self.two, self.left, self.right, self.last = block(6, 6), block(6, 6), *(block(6, 6) for _ in "lrl")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        second = self.two(self.one(x))
+        answer: torch.Tensor = self.last(self.left(second) + self.right(second)) + second
+        return answer
+
+
+CHAINS = [
+    (["one.0"], (["one"], ["one.0"])),
+    (["one.0", "two.0"], (["one", "two"], ["one.0", "two.0"])),
+    (["one.0", "two.0", "left.0"], (["one", "two"], ["one.0", "two.0"])),
+    (["one.0", "two.0", "left.0", "right.0"], (["one", "two"], ["one.0", "two.0"])),
+    (["two.0"], ([], [])),
+    ([], ([], [])),
+]
+
+
+@pytest.mark.parametrize(("layers", "wanted"), CHAINS)
+def test_the_first_chain_is_what_may_be_frozen(layers: list[str], wanted: tuple[list[str], list[str]]) -> None:
+    torch.manual_seed(0)
+    network = Skipping().eval()
+    assert first_chain(network, layers, torch.randn(3, 6)) == wanted
+
+
+def test_the_first_chain_ends_where_a_later_module_needs_what_is_inside() -> None:
+    torch.manual_seed(0)
+    network = Skipping().eval()
+    network.forward = lambda x: network.last(network.two(first := network.one(x)) + first)  # type: ignore[method-assign]
+    assert first_chain(network, ["one.0", "two.0"], torch.randn(3, 6)) == (["one"], ["one.0"])
+
+
+def test_the_first_chain_of_detectors() -> None:
+    tiny = yolov3_tiny().eval()
+    assert first_chain(tiny, ["c0", "c2", "c4"], torch.rand(1, 3, 64, 64))[1] == ["c0", "c2", "c4"]
     student, _, _ = pair()
-    assert modules_before(student, "4", TEST[:2]) == ["0", "1", "2", "3"]
+    assert first_chain(student, ["0", "2"], TEST[:2]) == (["0", "1", "2", "3"], ["0", "2"])
+
+
+@pytest.mark.parametrize(("uses", "room", "most"), [(1, 100.0, 1), (4, 100.0, 10), (4, 3.5, 3), (4, 0.0, 1)])
+def test_no_more_batches_are_remembered_than_there_is_room_for(
+    uses: int, room: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher, _ = pair()
+    recipe, objective = replace(RECIPE, uses=uses, memory=10), replace(SQUARES, features=["1"])
+    values = recipe.batch * (6 + 3 + 16)  # inputs, answers and features
+    monkeypatch.setattr(importlib.import_module("delib.distillation.distill"), "ROOM", int(room * 4 * values))
+    batches, held = _Batches(student, teacher, inputs, recipe, objective, 0), []
+    for step in range(60):
+        batches.draw(step, fresh=False)
+        held.append(len(batches.made))
+    assert max(held) == most
 
 
 def test_when_time_is_up_the_work_ends_at_the_average() -> None:

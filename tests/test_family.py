@@ -8,7 +8,7 @@ import pytest
 from house import ROOT
 
 from delib.coding import Quantized
-from delib.detection import kept_by_size, shipped
+from delib.detection import kept_by_size, kept_by_sparsity, shipped
 from delib.detection.family import ShippedStudent
 
 FOLDER = ROOT / "data" / "students"
@@ -35,6 +35,13 @@ def test_they_stand_in_a_row_behind_their_teacher() -> None:
         assert shares[0] == 1
     assert lines["objects retained at 0.25"][1][1:] == [student.metrics["retention_25"] for student in STUDENTS]
     assert lines["AP50, of the teacher's"][1][1] == STUDENTS[0].metrics["ap50"] / STUDENTS[0].metrics["teacher_ap50"]
+
+
+def test_against_sparsity_they_keep_as_much() -> None:
+    by_size, by_sparsity = kept_by_size(STUDENTS), kept_by_sparsity(STUDENTS)
+    assert [shares for _, shares in by_size.values()] == [shares for _, shares in by_sparsity.values()]
+    for places, _ in by_sparsity.values():
+        assert places == [0.0, *(student.sparsity for student in STUDENTS)]
 
 
 def test_a_teacher_without_students_has_none() -> None:

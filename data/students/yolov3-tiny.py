@@ -29,8 +29,8 @@ from delib.distillation.distill import _Batches, _compare
 from delib.nn import (
     curvatures,
     fastest_precision,
+    first_chain,
     folded,
-    modules_before,
     norm_pairs,
     unfolded,
     weight_layers,
@@ -87,7 +87,7 @@ class Family:
             features=[act for name, act in self.plain.activations.items() if name in self.later],
             feature_weight=15.0,
             position_weights=self.plain.position_weights(),
-            frozen=modules_before(self.plain, self.later[0], torch.zeros(1, 3, 64, 64)),
+            frozen=first_chain(self.plain, self.early, torch.zeros(1, 3, 64, 64))[0],
             precision=fastest_precision(),
         )
 

@@ -45,13 +45,25 @@ def shipped(teacher: str = "yolov3-tiny") -> list[ShippedStudent]:
     return sorted(found, key=lambda student: student.sparsity)
 
 
-def kept_by_size(students: Sequence[ShippedStudent]) -> dict[str, tuple[list[float], list[float]]]:
+Lines = dict[str, tuple[list[float], list[float]]]
+
+
+def kept_by_size(students: Sequence[ShippedStudent]) -> Lines:
     """Lines for ``suite.figures.curves``: what the students keep of what their teacher finds, against how many times
     smaller they are. The first point is the teacher itself."""
+    return _kept(students, 1.0, "compression_ratio")
+
+
+def kept_by_sparsity(students: Sequence[ShippedStudent]) -> Lines:
+    """As ``kept_by_size``, against the students' sparsity."""
+    return _kept(students, 0.0, "sparsity")
+
+
+def _kept(students: Sequence[ShippedStudent], teacher: float, against: str) -> Lines:
     metrics = [student.metrics for student in students]
-    ratios = [1.0, *(each["compression_ratio"] for each in metrics)]
+    places = [teacher, *(each[against] for each in metrics)]
     lines = {
         f"objects retained at {at}": [m[f"retention_{round(100 * at)}"] for m in metrics] for at in (SHOWN, LIKELY)
     }
     lines["AP50, of the teacher's"] = [each["ap50"] / each["teacher_ap50"] for each in metrics]
-    return {name: (ratios, [1.0, *values]) for name, values in lines.items()}
+    return {name: (places, [1.0, *values]) for name, values in lines.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,9 @@ from delib.nn.checkpoint import Checkpoint
 from delib.nn.device import multiplying
 from delib.nn.hooks import replayed, watched
 from delib.nn.layers import channels_last
-from delib.nn.trace import mapped
+from delib.nn.trace import mapped, tensors_in
 
+ROOM = 4 << 30  # bytes of batches that are remembered, about: a laptop of 8 GB has no more to spare
 DELAY = 10.0  # seconds after which a progress bar shows: short recoveries need none
 # Count, generator -> that many inputs [count, ...].
 Source = Callable[[int, torch.Generator], Tensor]
@@ -148,7 +149,7 @@ class _Batch(NamedTuple):
 
 @dataclass
 class _Batches:
-    """Batches by the step for which each was made; ``steps`` are those of the last ``recipe.memory``.
+    """Batches by the step for which each was made; ``steps`` are those of the last that are remembered.
 
     A batch depends on seed and step alone: one that an interruption made forget is made again.
     """
@@ -166,13 +167,26 @@ class _Batches:
         """A new batch at every ``recipe.uses``-th step, and where it must be ``fresh``; else one of the last."""
         if step % self.recipe.uses == 0 or fresh or not self.steps:
             chosen = step
-            self.steps = [*self.steps, step][-self.recipe.memory :]
+            self.steps = [*self.steps, step][-self._most :]
             self.made = {made: batch for made, batch in self.made.items() if made in self.steps}
         else:
             chosen = self.steps[int(torch.randint(len(self.steps), (), generator=self._chance(step)))]
         if chosen not in self.made:
             self.made[chosen] = self._make(self._chance(chosen))
         return self.made[chosen]
+
+    @cached_property
+    def _most(self) -> int:
+        """How many batches are remembered: ``recipe.memory`` where there is room for them, one where each has one use.
+
+        It goes by the batch of step 0 alone, so that a run which goes on remembers as many.
+        """
+        if self.recipe.uses == 1:
+            return 1
+        if 0 not in self.made:
+            self.made[0] = self._make(self._chance(0))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(tuple(self.made[0])))
+        return max(1, min(self.recipe.memory, ROOM // max(1, size)))
 
     def _chance(self, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)

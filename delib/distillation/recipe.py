@@ -54,7 +54,7 @@ class Objective:
 
     ``features`` names modules whose outputs are compared; ``position_weights`` makes of the teacher's output the
     weights of their positions [n, rows, columns], at any resolution, by default all alike. Modules in ``frozen`` are
-    not trained: the student's first ones, a chain in running order (see ``modules_before``). Layers multiply in
+    not trained: the student's first ones, a chain in running order (see ``first_chain``). Layers multiply in
     ``precision`` (see ``fastest_precision``); weights, losses and updates are float32.
     """
 

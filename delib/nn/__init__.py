@@ -4,7 +4,7 @@ from delib.nn.batchnorm import folded, norm_pairs, unfolded
 from delib.nn.checkpoint import saved_to
 from delib.nn.device import fastest_device, fastest_precision, multiplying
 from delib.nn.divergence import Divergence, fitting, kl, mse, soft_kl
-from delib.nn.hooks import Cut, calls, end, modules_before, never_called, replayed, up_to, watched, watched_calls
+from delib.nn.hooks import Cut, calls, end, first_chain, never_called, replayed, up_to, watched, watched_calls
 from delib.nn.layers import (
     accuracy,
     bias_of,
@@ -46,6 +46,7 @@ __all__ = [
     "end",
     "fastest_device",
     "fastest_precision",
+    "first_chain",
     "fitting",
     "float32_bytes",
     "folded",
@@ -55,7 +56,6 @@ __all__ = [
     "mapped",
     "matrix_of",
     "matrix_to_weight",
-    "modules_before",
     "mse",
     "multiplying",
     "never_called",

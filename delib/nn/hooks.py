@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from delib.nn.fingerprint import fingerprint
 from delib.nn.layers import WEIGHT_LAYERS
 from delib.nn.trace import Trace, forwards_replaced, mapped
 
@@ -106,14 +107,38 @@ def replayed(network: nn.Module, chain: Sequence[str], output: Any) -> AbstractC
 
 
 @torch.no_grad()
-def modules_before(network: nn.Module, layer: str, example: Tensor) -> list[str]:
-    """The leaf modules that ``network(example)`` runs before the named layer, in that order: where they form a chain,
-    ``distill`` may freeze them."""
-    leaves = {module: name for name, module in network.named_modules() if not any(module.children())}
-    with watched_calls(leaves) as seen:
+def first_chain(network: nn.Module, layers: Iterable[str], example: Tensor) -> tuple[list[str], list[str]]:
+    """The network's first modules that hold no weight layers but ``layers`` and form a chain, and those of ``layers``
+    in them: ``distill`` may freeze these modules.
+
+    Each takes what the one before returned, and nothing else does: with the last one's output replayed the network
+    answers ``example`` alike. The modules are as large as they can be; there may be none.
+    """
+    own = {network.get_submodule(name): name for name in layers}
+    names = {module: name for name, module in network.named_modules() if module is not network}
+    free = [m for m in names if all(part in own for part in m.modules() if isinstance(part, WEIGHT_LAYERS))]
+    with watched_calls(free) as seen:
+        answer = fingerprint(network(example))
+    chain: list[nn.Module] = []
+    current, after = example, 0
+    while taking := [i for i, call in enumerate(seen) if i >= after and call.input is current]:
+        call, after = seen[taking[-1]], taking[-1] + 1  # the last to end contains the others
+        chain.append(call.module)
+        current = call.output
+    while chain and not _stands_alone(network, found := [names[module] for module in chain], example, answer):
+        chain.pop()
+    return (found, [own[part] for module in chain for part in module.modules() if part in own]) if chain else ([], [])
+
+
+def _stands_alone(network: nn.Module, chain: Sequence[str], example: Tensor, answer: str) -> bool:
+    """Whether the network's answer to ``example``, of that fingerprint, is the same with the chain replayed."""
+    with watched(network, chain[-1:], stop=True) as outputs:
         network(example)
-    ran = [leaves[call.module] for call in seen]
-    return ran[: ran.index(layer)]
+    try:
+        with replayed(network, chain, outputs[chain[-1]]):
+            return fingerprint(network(example)) == answer
+    except RuntimeError:  # of shapes that do not fit, as inside the chain nothing is computed
+        return False
 
 
 class Cut(nn.Module):
