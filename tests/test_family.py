@@ -8,7 +8,7 @@ import pytest
 from house import ROOT
 
 from delib.coding import Quantized
-from delib.detection import kept_by_size, kept_by_sparsity, shipped
+from delib.detection import kept, shipped
 from delib.detection.family import ShippedStudent
 
 FOLDER = ROOT / "data" / "students"
@@ -29,19 +29,21 @@ def test_a_student_is_what_its_record_says(student: ShippedStudent) -> None:
 
 def test_they_stand_in_a_row_behind_their_teacher() -> None:
     assert [student.sparsity for student in STUDENTS] == sorted(student.sparsity for student in STUDENTS)
-    lines = kept_by_size(STUDENTS)
-    for ratios, shares in lines.values():
-        assert ratios == [1.0, *(student.metrics["compression_ratio"] for student in STUDENTS)]
+    lines, _ = kept(STUDENTS)
+    for sparsities, shares in lines.values():
+        assert sparsities == [0.0, *(student.sparsity for student in STUDENTS)]
         assert shares[0] == 1
     assert lines["objects retained at 0.25"][1][1:] == [student.metrics["retention_25"] for student in STUDENTS]
     assert lines["AP50, of the teacher's"][1][1] == STUDENTS[0].metrics["ap50"] / STUDENTS[0].metrics["teacher_ap50"]
 
 
-def test_against_sparsity_they_keep_as_much() -> None:
-    by_size, by_sparsity = kept_by_size(STUDENTS), kept_by_sparsity(STUDENTS)
-    assert [shares for _, shares in by_size.values()] == [shares for _, shares in by_sparsity.values()]
-    for places, _ in by_sparsity.values():
-        assert places == [0.0, *(student.sparsity for student in STUDENTS)]
+def test_the_band_lies_where_files_are_as_small_as_the_paper_claims() -> None:
+    metrics = {"retention_25": 1.0, "retention_50": 1.0, "ap50": 0.3, "teacher_ap50": 0.3}
+    family = [
+        ShippedStudent("t", FOLDER, metrics | {"sparsity": s, "compression_ratio": r})
+        for s, r in ((0.8, 21.0), (0.9, 61.0), (0.98, 101.0))
+    ]
+    assert kept(family)[1][1:] == pytest.approx((0.8 + 0.1 * 19 / 40, 0.9 + 0.08 * 19 / 40))
 
 
 def test_a_teacher_without_students_has_none() -> None:

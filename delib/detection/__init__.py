@@ -7,7 +7,7 @@ from delib.detection.coco import CLASSES, Photo, photo_sets, photos, sample_phot
 from delib.detection.darknet import Darknet
 from delib.detection.detector import DetectionNetwork
 from delib.detection.divergence import BACKGROUND, detection_divergence, position_weights
-from delib.detection.family import kept_by_size, kept_by_sparsity, shipped
+from delib.detection.family import kept, shipped
 from delib.detection.infer import CONFIDENT, LEAST, LIKELY, SHOWN, Detections, Detector, detect
 from delib.detection.letterbox import prepare
 from delib.detection.masks import grabcut
@@ -42,8 +42,7 @@ __all__ = [
     "detection_divergence",
     "export_darknet",
     "grabcut",
-    "kept_by_size",
-    "kept_by_sparsity",
+    "kept",
     "load_darknet",
     "load_detector",
     "load_ultra",

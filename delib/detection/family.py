@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from delib.coding.quantized import Quantized
 from delib.detection.darknet import Darknet
 from delib.detection.infer import LIKELY, SHOWN
@@ -45,25 +47,22 @@ def shipped(teacher: str = "yolov3-tiny") -> list[ShippedStudent]:
     return sorted(found, key=lambda student: student.sparsity)
 
 
+RATIO = "compression_ratio"
+CLAIMED = (40, 80)  # how many times smaller the paper's students are
 Lines = dict[str, tuple[list[float], list[float]]]
+Band = tuple[str, float, float]
 
 
-def kept_by_size(students: Sequence[ShippedStudent]) -> Lines:
-    """Lines for ``suite.figures.curves``: what the students keep of what their teacher finds, against how many times
-    smaller they are. The first point is the teacher itself."""
-    return _kept(students, 1.0, "compression_ratio")
-
-
-def kept_by_sparsity(students: Sequence[ShippedStudent]) -> Lines:
-    """As ``kept_by_size``, against the students' sparsity."""
-    return _kept(students, 0.0, "sparsity")
-
-
-def _kept(students: Sequence[ShippedStudent], teacher: float, against: str) -> Lines:
+def kept(students: Sequence[ShippedStudent]) -> tuple[Lines, Band]:
+    """What the students, the densest first, keep of what their teacher finds, against their sparsity: lines for
+    ``suite.figures.curves``, of which the first point is the teacher itself, and the band of sparsities at which files
+    are as much smaller as the paper claims (linearly between students)."""
     metrics = [student.metrics for student in students]
-    places = [teacher, *(each[against] for each in metrics)]
-    lines = {
+    sparsities, ratios = ([start, *(m[key] for m in metrics)] for start, key in ((0.0, "sparsity"), (1.0, RATIO)))
+    shares = {
         f"objects retained at {at}": [m[f"retention_{round(100 * at)}"] for m in metrics] for at in (SHOWN, LIKELY)
     }
-    lines["AP50, of the teacher's"] = [each["ap50"] / each["teacher_ap50"] for each in metrics]
-    return {name: (places, [1.0, *values]) for name, values in lines.items()}
+    shares["AP50, of the teacher's"] = [m["ap50"] / m["teacher_ap50"] for m in metrics]
+    low, high = np.interp(CLAIMED, ratios, sparsities).tolist()
+    band = ("{} to {} times smaller, as the paper claims".format(*CLAIMED), low, high)
+    return {name: (sparsities, [1.0, *values]) for name, values in shares.items()}, band
