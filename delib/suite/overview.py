@@ -12,6 +12,7 @@ from delib.suite.pages import Moving, Page
 
 HERO = 720  # pixels of a side; two stand side by side, and all frames together stay below half a megabyte
 CARD = 560
+CLAIMED = 40  # times smaller at least, says the paper
 SHIPPED = "students/"  # before the name of a student's record in a claim's metric
 
 
@@ -48,12 +49,14 @@ def cards(pages: Sequence[Page]) -> list[tuple[Page, str]]:
 
 
 def numbers(students: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Of the smallest student that ships: its name, its metrics, and the network that it comes from; empty if none."""
+    """Of the students that ship and are as small as the paper claims, the one that finds most, of equals the smallest:
+    its name and metrics; empty if there is none."""
     wanted = {"sparsity", "compression_ratio", "retention_25"}
-    known = {name: record["metrics"] for name, record in students.items() if wanted <= set(record["metrics"])}
+    every = {name: record["metrics"] for name, record in students.items() if wanted <= set(record["metrics"])}
+    known = {name: metrics for name, metrics in every.items() if metrics["compression_ratio"] >= CLAIMED}
     if not known:
         return {}
-    name = max(known, key=lambda student: known[student]["compression_ratio"])
+    name = max(known, key=lambda student: (known[student]["retention_25"], known[student]["compression_ratio"]))
     return {"name": name, **known[name]}
 
 
