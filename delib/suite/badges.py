@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell
 
 from delib.files import project_root, write_bytes
 from delib.suite.claims import between
@@ -37,19 +39,11 @@ def write_badges(address: str) -> list[Path]:
     text = with_badges(readme.read_text(encoding="utf-8"), repository, [path.stem for path in sequence])
     written = [readme]
     for path in sequence:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        first: dict[str, object] = {
-            "cell_type": "code",
-            "execution_count": None,
-            "id": FOLDER,
-            "metadata": {},
-            "outputs": [],
-        }
-        first["source"] = FIRST_CELL.format(repository=repository).splitlines(keepends=True)
-        content["cells"].insert(0, first)
+        notebook = nbformat.read(path, nbformat.NO_CONVERT)
+        notebook.cells.insert(0, new_code_cell(FIRST_CELL.format(repository=repository), id=FOLDER))
         written.append(root / FOLDER / path.name)
         written[-1].parent.mkdir(exist_ok=True)
-        write_bytes(written[-1], (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        write_bytes(written[-1], (nbformat.writes(notebook) + "\n").encode())
     write_bytes(readme, text.encode())
     return written
 
