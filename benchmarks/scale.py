@@ -184,7 +184,7 @@ def chain(depth: int) -> nn.Sequential:
     return layers.eval()
 
 
-def times(depth: int, population: int = 2, inputs: int = 64) -> dict[str, float]:
+def times(depth: int, population: int = Cycle().population, inputs: int = 64) -> dict[str, float]:
     """Seconds of processor time of each step of one cycle to half the weights, assessed at the layer's own outputs."""
     network, images = chain(depth), torch.randn(inputs, WIDTH, generator=torch.Generator().manual_seed(0))
     marks = [time.process_time()]
@@ -213,7 +213,7 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, dict[float, tuple[int, ...]]] = {
         "weights": {depth * WIDTH**2: (depth,) for depth in DEPTHS if depth * WIDTH**2 <= options.most * 1e6},
         "population": {population: (4, population) for population in POPULATIONS},
-        "inputs": {inputs: (4, 2, inputs) for inputs in INPUTS},
+        "inputs": {inputs: (4, Cycle().population, inputs) for inputs in INPUTS},
     }
     times(1)  # compiles
     best: dict[str, dict[float, dict[str, float]]] = {over: {} for over in settings}

@@ -178,6 +178,18 @@ def test_a_short_horizon_minds_only_what_it_sees(compensate: bool) -> None:
     assert evolve(tiny(), INPUTS, 0.5, replace(cycle, horizon=9), divergence=mse).cycle > 1
 
 
+def test_with_a_horizon_the_divergence_is_asked_only_where_it_is_measured() -> None:
+    class Decision(nn.Module):
+        def forward(self, logits: Tensor) -> Tensor:
+            return logits.argmax(1)
+
+    decided = nn.Sequential(*tiny(), Decision())
+    with pytest.raises(ValueError, match="divergence"):
+        evolve(decided, INPUTS, 0.5, Cycle(population=2))
+    student = evolve(decided, INPUTS, 0.5, Cycle(population=2, horizon=0)).student
+    assert sparsity(student) == pytest.approx(0.5, abs=0.02)
+
+
 @pytest.mark.parametrize("compensate", [False, True])
 def test_a_network_may_be_the_layer_itself(compensate: bool) -> None:
     torch.manual_seed(0)

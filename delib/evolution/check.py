@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from delib.evolution.assess import Suffix
 from delib.nn.divergence import Divergence
-from delib.nn.hooks import never_called
+from delib.nn.hooks import end, never_called, up_to
 from delib.nn.layers import own_tensors, weight_keys, weight_layers, weight_of
 from delib.nn.trace import agree, mapped
 
@@ -22,7 +22,11 @@ NOTEWORTHY = 0.01  # share of all parameters from which on one that stays dense 
 
 @torch.no_grad()
 def checked_goals(
-    network: nn.Module, inputs: Tensor, targets: float | Mapping[str, float], divergence: Divergence
+    network: nn.Module,
+    inputs: Tensor,
+    targets: float | Mapping[str, float],
+    divergence: Divergence,
+    horizon: int | None = None,
 ) -> dict[str, int]:
     """How many weights of each layer are to be zero (see ``zero_goals``), once the network has been tried.
 
@@ -35,7 +39,7 @@ def checked_goals(
     targets : float or mapping of layer name to float
         One number goes for every layer that the network calls; a warning names what it leaves dense.
     divergence : Divergence
-        Of two answers of the network.
+        Of two answers of the network, or where there is a ``horizon`` of what it is measured at (see ``Cycle``).
 
     Raises
     ------
@@ -45,7 +49,7 @@ def checked_goals(
         is one number; if the divergence cannot tell its answers apart.
     """
     goals = zero_goals(network, targets)
-    example, answer = first_answer(network, inputs)
+    example, _ = first_answer(network, inputs)
     uncalled = never_called(network, goals, example)
     if isinstance(targets, Mapping) and uncalled:
         raise ValueError(
@@ -56,7 +60,9 @@ def checked_goals(
         _refuse_recurrent(network)
         _warn_of_dense(network, uncalled)
     for name in goals:
-        _check_layer(network, name, example, answer, divergence)
+        layer = network.get_submodule(name)
+        part = up_to(network, end(network, layer, example[:1], horizon))
+        _check_layer(part, layer, name, example, divergence)
     return goals
 
 
@@ -123,11 +129,12 @@ def _warn_of_dense(network: nn.Module, uncalled: list[str]) -> None:
         )
 
 
-def _check_layer(network: nn.Module, name: str, example: Tensor, answer: Any, divergence: Divergence) -> None:
+def _check_layer(network: nn.Module, layer: nn.Module, name: str, example: Tensor, divergence: Divergence) -> None:
     """Without half of the layer's weights the suffix answers as the network does, and the divergence sees it."""
-    layer = network.get_submodule(name)
-    with Suffix(network, layer, example) as suffix, _halved(layer):
-        followed = suffix()
+    with Suffix(network, layer, example) as suffix:
+        answer = suffix()
+        with _halved(layer):
+            followed = suffix()
     with _halved(layer):
         without = network(example)
     if not agree(followed, without):

@@ -122,7 +122,7 @@ def evolve(
         ``checked_goals``).
     """
     teacher = original(teacher).eval()
-    goals = checked_goals(teacher, inputs, targets, divergence)
+    goals = checked_goals(teacher, inputs, targets, divergence, cycle.horizon)
     evolved = Evolved.start(teacher, goals)
     saved = Checkpoint("evolve", teacher, inputs, goals, cycle, divergence, recovery, seed)
     if (state := saved.read()) is not None:
