@@ -7,7 +7,7 @@ from delib.detection.coco import CLASSES, Photo, photo_sets, photos, sample_phot
 from delib.detection.darknet import Darknet
 from delib.detection.detector import DetectionNetwork
 from delib.detection.divergence import BACKGROUND, detection_divergence, position_weights
-from delib.detection.family import kept, shipped
+from delib.detection.family import claimed_band, kept, least_squares, shipped
 from delib.detection.infer import CONFIDENT, LEAST, LIKELY, SHOWN, Detections, Detector, detect
 from delib.detection.letterbox import prepare
 from delib.detection.masks import grabcut
@@ -36,6 +36,7 @@ __all__ = [
     "calibrate_objectness",
     "calibration_inputs",
     "checksums",
+    "claimed_band",
     "classes_present",
     "compare",
     "detect",
@@ -43,6 +44,7 @@ __all__ = [
     "export_darknet",
     "grabcut",
     "kept",
+    "least_squares",
     "load_darknet",
     "load_detector",
     "load_ultra",

@@ -4,6 +4,7 @@ measured."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,22 +48,42 @@ def shipped(teacher: str = "yolov3-tiny") -> list[ShippedStudent]:
     return sorted(found, key=lambda student: student.sparsity)
 
 
-RATIO = "compression_ratio"
 CLAIMED = (40, 80)  # how many times smaller the paper's students are
+BAND = "{} to {} times smaller".format(*CLAIMED)
+Rows = Sequence[Mapping[str, float]]
 Lines = dict[str, tuple[list[float], list[float]]]
-Band = tuple[str, float, float]
 
 
-def kept(students: Sequence[ShippedStudent]) -> tuple[Lines, Band]:
-    """What the students, the densest first, keep of what their teacher finds, against their sparsity: lines for
-    ``suite.figures.curves``, of which the first point is the teacher itself, and the band of sparsities at which files
-    are as much smaller as the paper claims (linearly between students)."""
-    metrics = [student.metrics for student in students]
-    sparsities, ratios = ([start, *(m[key] for m in metrics)] for start, key in ((0.0, "sparsity"), (1.0, RATIO)))
+def least_squares() -> Rows:
+    """What YOLOv3-tiny keeps by layer-wise least squares alone, the densest first: one mapping of metrics for each
+    sparsity, from the record of ``benchmarks/least_squares.py``."""
+    record = project_root() / "reports" / "bench" / "least_squares.json"
+    rows: Rows = json.loads(record.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def kept(trained: Rows, alone: Rows) -> Lines:
+    """What students keep of what their teacher finds, by the shares of weights that are zero: lines for
+    ``suite.figures.curves`` from metrics, the densest first. The first point of each is the teacher itself.
+
+    ``trained`` are the students that ship; ``alone`` are those by least squares alone, drawn beside them.
+    """
     shares = {
-        f"objects retained at {at}": [m[f"retention_{round(100 * at)}"] for m in metrics] for at in (SHOWN, LIKELY)
+        f"objects at {SHOWN}": (lambda m: m["retention_25"]),
+        f"objects at {LIKELY}": (lambda m: m["retention_50"]),
+        "AP50": (lambda m: m["ap50"] / m["teacher_ap50"]),
     }
-    shares["AP50, of the teacher's"] = [m["ap50"] / m["teacher_ap50"] for m in metrics]
-    low, high = np.interp(CLAIMED, ratios, sparsities).tolist()
-    band = ("{} to {} times smaller, as the paper claims".format(*CLAIMED), low, high)
-    return {name: (sparsities, [1.0, *values]) for name, values in shares.items()}, band
+    return {
+        f"{name}, {how}": ([0.0, *(m["sparsity"] for m in rows)], [1.0, *(share(m) for m in rows)])
+        for how, rows in (("distilled", trained), ("least squares", alone))
+        for name, share in shares.items()
+    }
+
+
+def claimed_band(trained: Rows) -> tuple[str, float, float]:
+    """The sparsities at which files are as much smaller as the paper claims, interpolated between students, the densest
+    first: the logarithm of the ratio by that of the survivors, as the file shrinks with these."""
+    survivors = [0.0, *(math.log(1 - m["sparsity"]) for m in trained)]
+    ratios = [0.0, *(math.log(m["compression_ratio"]) for m in trained)]
+    low, high = np.interp(np.log(CLAIMED), ratios, survivors)
+    return BAND, -math.expm1(low), -math.expm1(high)
