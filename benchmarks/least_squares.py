@@ -1,7 +1,7 @@
 """What YOLOv3-tiny still finds at each sparsity by layer-wise least squares alone, without training.
 
-Prints one JSON document; the one in ``reports/bench`` notebook 03 shows beside the students that ship. ``make bench``
-runs it on the sample photos, fitted to them too, which shows that it works; for numbers that mean something:
+Prints one JSON document; notebook 03 shows the one in ``reports/bench`` beside the students that ship. ``make bench``
+leaves it out, as nobody's photos come with the project:
 
     python benchmarks/least_squares.py --calibration FOLDER --images FOLDER --images ANOTHER
 
@@ -68,13 +68,12 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calibration", help="folder of photos that layers are fitted to")
-    parser.add_argument("--images", action="append", default=[], help="folder of labelled photos; may be repeated")
+    parser.add_argument("--calibration", required=True, help="folder of photos that layers are fitted to")
+    parser.add_argument("--images", required=True, action="append", help="folder of labelled photos; may be repeated")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    samples = detection.sample_photos()
-    fitted = detection.photos(options.calibration) if options.calibration else samples
-    bench = Bench(fitted, [photo for folder in options.images for photo in detection.photos(folder)] or samples)
+    measured = [photo for folder in options.images for photo in detection.photos(folder)]
+    bench = Bench(detection.photos(options.calibration), measured)
     report = {
         "benchmark": "least_squares",
         "versions": package_versions(),

@@ -14,8 +14,9 @@ what is in use: glibc is told to give back at once what is freed, which by itsel
 
 ``--fit`` measures instead how the time of each step grows: with the number of weights (layers of one width, 512, more
 and more of them, from .3 to 62 million weights), with the population and with the calibration inputs (at 1 million
-weights). A step's exponent is the slope of log(seconds) over log(amount) by least squares. Runs of all amounts are
-interleaved, and of each the fastest of ``--rounds`` counts, so that a machine's other work falls on all alike.
+weights); what does not vary is a population of 16, ``Cycle``'s default, and 64 inputs. A step's exponent is the slope
+of log(seconds) over log(amount) by least squares. Runs of all amounts are interleaved, and of each the fastest of
+``--rounds`` counts, so that a machine's other work falls on all alike.
 """
 
 from __future__ import annotations
