@@ -244,7 +244,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    if sys.platform == "linux" and not GIVE_BACK.keys() <= os.environ.keys():  # glibc reads them when a process starts
+    # glibc reads them when a process starts; what is given back at once must be asked for again, which takes time
+    if sys.platform == "linux" and not options.fit and not GIVE_BACK.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | GIVE_BACK)
     start, revision = time.perf_counter(), git_revision()
     with tempfile.TemporaryDirectory() as folder:

@@ -32,7 +32,9 @@ class Suffix:
         trace = Trace(self.network, self.layer, self.inputs)
         if not trace.reached:
             raise ValueError("the layer to assess is never called by the network's forward pass")
-        self.site_inputs, self._calls = trace.site_inputs, trace.calls
+        self.site_inputs = trace.site_inputs
+        # Modules that always run are left alone: with a network of many layers patching them all takes its time.
+        self._calls = {m: calls for m, calls in trace.calls.items() if not all(call.runs for call in calls)}
         return self
 
     @torch.no_grad()

@@ -94,7 +94,7 @@ class Trace:
         calls = self.calls[module] = []
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            origin = _origin((args, kwargs))
+            origin = _origin((*args, *kwargs.values()))
             args, kwargs = mapped(args, _plain), mapped(kwargs, _plain)
             if module is self.layer and not self.reached:
                 self.reached, self.site_inputs = True, args[0].clone()
@@ -106,12 +106,12 @@ class Trace:
                 call.runs = True
                 self.behind.append(module)
                 self._settle(origin)
-                return _put_origin(mapped(output, _traced), {self._touch: None})
+                return _traced(output, {self._touch: None})
             value = mapped(output, torch.clone)  # the network may work on the output in place
             call.value = mapped(output, _form)
             if whole:
                 _need({call: value})
-            return _put_origin(mapped(output, _traced), {call: value})
+            return _traced(output, {call: value})
 
         return watched
 
@@ -130,7 +130,7 @@ def _marked_parameters(network: nn.Module, layer: nn.Module, origin: Origin) -> 
             if held is not None and held.data_ptr() in own:
                 marked.append((module, name))
                 # What lies in the instance's own dictionary is found before its parameters.
-                vars(module)[name] = _put_origin(_traced(held.detach()), origin)
+                vars(module)[name] = _traced(held.detach(), origin)
     try:
         yield
     finally:
@@ -148,15 +148,16 @@ def forwards_replaced(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     for module, forward in forwards.items():
-        module.forward = forward
+        vars(module)["forward"] = forward  # past Module.__setattr__, whose checks take longer than a layer's replay
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for module, before in own.items():
-            del module.forward  # the class's method shows again
-            if before is not None:
-                module.forward = before
+            if before is None:
+                del vars(module)["forward"]  # the class's method shows again
+            else:
+                vars(module)["forward"] = before
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -164,7 +165,7 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
 
     What holds no tensor that changes stays the same object.
     """
-    return _mapped(value, change, ())
+    return change(value) if isinstance(value, Tensor) else _mapped(value, change, ())
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Any], within: tuple[int, ...]) -> Any:
@@ -241,8 +242,15 @@ def _need(origin: Origin) -> None:
         call.needed, call.value = True, value
 
 
-def _traced(tensor: Tensor) -> Tensor:
-    return tensor.as_subclass(_Traced)
+def _traced(value: Any, origin: Origin) -> Any:
+    """``value`` with its tensors of that origin."""
+
+    def traced(tensor: Tensor) -> Tensor:
+        known = tensor.as_subclass(_Traced)
+        known.origin = origin
+        return known
+
+    return mapped(value, traced)
 
 
 def _plain(tensor: Tensor) -> Tensor:
