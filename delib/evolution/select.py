@@ -67,10 +67,16 @@ def trial_on(network: nn.Module, layer: nn.Module, batches: Batches, divergence:
         yield Trial(suffix, goal, batches, divergence)
 
 
-def growing_batches(inputs: Tensor, teacher: nn.Module, batch: int, chance: torch.Generator) -> Batches:
-    """Random inputs and the teacher's outputs for them: ``batch`` at first, twice as many each time, at most all."""
+def growing_batches(
+    inputs: Tensor, teacher: nn.Module, batch: int, chance: torch.Generator, first: Tensor | None = None
+) -> Batches:
+    """Random inputs and the teacher's outputs for them: ``batch`` at first, twice as many each time, at most all.
+
+    ``first``, where given, are the first inputs.
+    """
     while True:
-        part = inputs[torch.randperm(len(inputs), generator=chance)[:batch]]
+        drawn = inputs[torch.randperm(len(inputs), generator=chance)[:batch]]
+        part, first = (drawn if first is None else first), None
         with torch.no_grad():
             goal = teacher(part)
         yield part, goal

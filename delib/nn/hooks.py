@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -101,9 +103,10 @@ def watched(network: nn.Module, names: Sequence[str], stop: bool = False) -> Ite
 def replayed(network: nn.Module, chain: Sequence[str], output: Any) -> AbstractContextManager[None]:
     """Inside the block the modules of ``chain`` compute nothing, and the last of them returns ``output``."""
     modules = [network.get_submodule(name) for name in chain]
-    return forwards_replaced(
-        {module: (lambda _: output) if module is modules[-1] else (lambda x: x) for module in modules}
-    )
+    # What works in place between them is to spoil a copy.
+    forwards: dict[nn.Module, Callable[..., Any]] = {module: lambda x: x for module in modules}
+    forwards |= {module: lambda x: mapped(x, torch.clone) for module in modules[:1]}
+    return forwards_replaced(forwards | {module: lambda _: output for module in modules[-1:]})
 
 
 @torch.no_grad()
@@ -122,18 +125,28 @@ def first_chain(network: nn.Module, layers: Iterable[str], example: Tensor) -> t
     chain: list[nn.Module] = []
     current, after = example, 0
     while taking := [i for i, call in enumerate(seen) if i >= after and call.input is current]:
-        call, after = seen[taking[-1]], taking[-1] + 1  # the last to end contains the others
+        # The first, or the largest module that it is the beginning of: where modules work in place, others follow that
+        # take the same tensor.
+        last = next(i for i in reversed(taking) if seen[taking[0]].module in set(seen[i].module.modules()))
+        call, after = seen[last], last + 1
         chain.append(call.module)
         current = call.output
-    while chain and not _stands_alone(network, found := [names[module] for module in chain], example, answer):
-        chain.pop()
-    return (found, [own[part] for module in chain for part in module.modules() if part in own]) if chain else ([], [])
+    found = [names[module] for module in chain]
+    if not (alone := partial(_stands_alone, network, found, example, answer))(len(found)):
+        # Where a chain stands alone its beginnings do, too: halving finds the longest.
+        found = found[: bisect_left(range(1, len(found)), True, key=lambda many: not alone(many))]
+    return found, [own[part] for module in chain[: len(found)] for part in module.modules() if part in own]
 
 
-def _stands_alone(network: nn.Module, chain: Sequence[str], example: Tensor, answer: str) -> bool:
-    """Whether the network's answer to ``example``, of that fingerprint, is the same with the chain replayed."""
+def _stands_alone(network: nn.Module, chain: Sequence[str], example: Tensor, answer: str, many: int) -> bool:
+    """Whether the network's answer to ``example``, of that fingerprint, is the same with the first modules of the chain
+    replayed, so ``many``, also if what they saw last were other inputs."""
+    chain = chain[:many]
+    if not chain:
+        return True
     with watched(network, chain[-1:], stop=True) as outputs:
         network(example)
+    network(example.flip(0))
     try:
         with replayed(network, chain, outputs[chain[-1]]):
             return fingerprint(network(example)) == answer
@@ -159,6 +172,27 @@ class Cut(nn.Module):
         return seen[0].output
 
 
+class Entered(nn.Module):
+    """A network whose first modules have run: for ``inputs`` it goes on from what they gave, for others it is whole.
+
+    ``chain`` are these modules, as of ``first_chain``. What they hold must not change.
+    """
+
+    def __init__(self, network: nn.Module, chain: Sequence[str], inputs: Tensor) -> None:
+        super().__init__()
+        self.network, self.chain, self.inputs = network, chain, inputs
+        with watched(network, chain[-1:], stop=True) as outputs:
+            network(inputs)
+        self.output = outputs[chain[-1]]
+
+    def forward(self, inputs: Tensor) -> Any:
+        if inputs is not self.inputs:
+            return self.network(inputs)
+        # The network may work on it in place.
+        with replayed(self.network, self.chain, mapped(self.output, torch.clone)):
+            return self.network(inputs)
+
+
 def end(network: nn.Module, layer: nn.Module, inputs: Tensor, layers: int | None) -> str:
     """The name of the weight layer at whose outputs a divergence ``layers`` further on than ``layer`` is measured.
 
@@ -176,4 +210,5 @@ def end(network: nn.Module, layer: nn.Module, inputs: Tensor, layers: int | None
 
 def up_to(network: nn.Module, name: str) -> nn.Module:
     """The network up to the module of that name; for '' the network itself."""
-    return Cut(network, network.get_submodule(name)) if name else network
+    inner = network.network if isinstance(network, Entered) else network
+    return Cut(network, inner.get_submodule(name)) if name else network
