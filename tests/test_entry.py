@@ -137,3 +137,32 @@ def test_no_chain_holds_a_module_whose_memory_is_read_later() -> None:
     keeping = Keeping()
     network = nn.Sequential(nn.Linear(6, 6), keeping, nn.ReLU(), Reading(keeping), nn.Linear(6, 2)).eval()
     assert first_chain(network, ["0", "1.layer"], INPUTS[:2]) == (["0"], ["0"])
+
+
+class Scaled(nn.Module):
+    """Takes more than one argument, some by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, factor: float, *, shift: float) -> Tensor:
+        return self.layer(x) * factor + shift
+
+
+class Calling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(6, 6), Scaled(), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.three(self.two(self.one(x), 2.0, shift=0.5))
+
+
+@torch.no_grad()
+def test_modules_of_several_arguments_can_be_in_a_chain() -> None:
+    torch.manual_seed(0)
+    network = Calling().eval()
+    chain, _ = first_chain(network, ["one", "two.layer"], INPUTS[:2])
+    assert chain == ["one", "two"]
+    assert torch.equal(Entered(network, chain, INPUTS)(INPUTS), network(INPUTS))

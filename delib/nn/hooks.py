@@ -104,9 +104,9 @@ def replayed(network: nn.Module, chain: Sequence[str], output: Any) -> AbstractC
     """Inside the block the modules of ``chain`` compute nothing, and the last of them returns ``output``."""
     modules = [network.get_submodule(name) for name in chain]
     # What works in place between them is to spoil a copy.
-    forwards: dict[nn.Module, Callable[..., Any]] = {module: lambda x: x for module in modules}
-    forwards |= {module: lambda x: mapped(x, torch.clone) for module in modules[:1]}
-    return forwards_replaced(forwards | {module: lambda _: output for module in modules[-1:]})
+    forwards: dict[nn.Module, Callable[..., Any]] = {module: lambda x, *_, **__: x for module in modules}
+    forwards |= {module: lambda x, *_, **__: mapped(x, torch.clone) for module in modules[:1]}
+    return forwards_replaced(forwards | {module: lambda *_, **__: output for module in modules[-1:]})
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def _stands_alone(network: nn.Module, chain: Sequence[str], example: Tensor, ans
     try:
         with replayed(network, chain, outputs[chain[-1]]):
             return fingerprint(network(example)) == answer
-    except RuntimeError:  # of shapes that do not fit, as inside the chain nothing is computed
+    except Exception:  # of shapes that do not fit, for one, as inside the chain nothing is computed
         return False
 
 
