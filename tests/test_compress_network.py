@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -82,8 +83,17 @@ def test_what_is_out_of_range_is_refused(trained: Small, options: dict[str, Any]
         delib.compress(trained, stripes(20, 0)[0], **options)
 
 
-def test_the_cost_is_that_of_its_steps(trained: Small) -> None:
+def test_the_cost_is_that_of_its_steps(trained: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, now = import_module("delib.distillation.compress"), 0.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+
+    def distilled(student: nn.Module, teacher: nn.Module, inputs: Tensor, recipe: Recipe) -> None:
+        nonlocal now
+        now += 7 + 0.5 * recipe.steps  # to begin takes its time, too
+
+    monkeypatch.setattr(module, "distill", distilled)
     images, _ = stripes(100, 0)
     seconds, size = cost(trained, images, Recipe(400, 64))
-    assert cost(trained, images, Recipe(40000, 64))[0] > 10 * seconds > 0
+    assert seconds == 0.5 * 400
+    assert cost(trained, images, Recipe(40000, 64))[0] == 100 * seconds
     assert cost(trained, images, Recipe(400, 256))[1] > size > 8 * 4 * sum(p.numel() for p in trained.parameters())
