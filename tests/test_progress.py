@@ -80,7 +80,7 @@ def test_on_a_terminal_it_is_a_bar_for_each_and_lines_above(project: Any) -> Non
     os.close(ours)
     text = shown.decode()
     for name in ("00_a", "01_b"):
-        assert re.search(rf"{name}: cell [2-5] of 5", text), "whichever cell it is at when the bar is drawn"
+        assert re.search(rf"{name}: cell [1-5] of 5", text), "whichever cell it is at when the bar is drawn"
         assert f"{name} (smoke) … done" in text
 
 
