@@ -139,7 +139,9 @@ def decode_file(data: bytes) -> dict[str, tuple[np.ndarray, list[int]]]:
             positive = [i for i in ranked if not codebook[i] < 0]
             depth = (max(len(negative), len(positive), 1) - 1).bit_length()
             stream = payload[each * levels + (2 * shape[0] if scaled else 0) :]
-            values = decode_values(stream, shape, survivors, depth) if survivors else np.zeros(shape, int)
+            walked = [shape[1], shape[0], *shape[2:]] if survivors < 0 else shape
+            values = decode_values(stream, walked, abs(survivors), depth) if survivors else np.zeros(shape, int)
+            values = values.reshape(walked).swapaxes(0, 1) if survivors < 0 else values.reshape(shape)
             signed = values[values != 0]
-            found[name] = values.reshape(shape) != 0, [negative[-v - 1] if v < 0 else positive[v - 1] for v in signed]
+            found[name] = values != 0, [negative[-v - 1] if v < 0 else positive[v - 1] for v in signed]
     return found

@@ -2,6 +2,7 @@
 
 import tracemalloc
 import zlib
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -54,6 +55,26 @@ def test_what_is_decoded_is_bit_for_bit_what_was_encoded(write, tensors: dict) -
         else:
             assert isinstance(other, np.ndarray)
             assert same_bits(other, tensor)
+
+
+def dense_sizes(tensor: LevelTensor) -> np.ndarray:
+    sizes = np.zeros(tensor.mask.shape, np.int32)
+    sizes[tensor.mask] = tensor.indices + 1
+    return sizes
+
+
+@pytest.mark.parametrize("name", ["fc1.weight", "fc2.weight", "conv2.weight"])
+def test_a_tensor_is_coded_from_whichever_side_is_shorter(name: str) -> None:
+    """Turned by hand it takes as many bytes, to the one that says so, and both come back."""
+    tensor = read(ROOT / "data" / "students" / "lenet5.delib")[name]
+    assert isinstance(tensor, LevelTensor)
+    turned = np.ascontiguousarray(dense_sizes(tensor).swapaxes(0, 1))
+    other = LevelTensor(turned > 0, (turned[turned > 0] - 1).astype(tensor.indices.dtype), tensor.codebook)
+    files_of = [encode({"w": each}) for each in (replace(tensor, scales=None), other)]
+    assert abs(len(files_of[0]) - len(files_of[1])) <= 4
+    back = [decode(data)["w"] for data in files_of]
+    assert np.array_equal(dense_sizes(back[0]), dense_sizes(tensor))
+    assert np.array_equal(dense_sizes(back[1]), turned)
 
 
 def random_tensor(rows: int = 200, columns: int = 300, density: float = 0.1, levels: int = 16) -> LevelTensor:
@@ -145,7 +166,8 @@ LEVELS = {"name": "w", "shape": [4, 4], "bytes": 12, "levels": 1, "survivors": 8
         [{**LEVELS, "shape": [1] * 9}],
         [{**LEVELS, "survivors": 1 << 50}],
         [{**LEVELS, "survivors": 17}],
-        [{**LEVELS, "survivors": -1}],
+        [{**LEVELS, "survivors": -17}],
+        [{**LEVELS, "shape": [16], "survivors": -8}],
         [{**LEVELS, "levels": 5}],
         [{**LEVELS, "levels": 0}],
         [{**LEVELS, "levels": 1 << 17}],

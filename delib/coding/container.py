@@ -40,6 +40,7 @@ __all__ = [
 MAGIC = b"DELIB\x00\x02\n"
 DIGEST = 8  # bytes of the checksum: it guards against damage; whoever means harm can compute any
 COLUMN_BYTES = 96  # the most that the walk's memory takes for a column: counters, and the rows above
+TURNED_BYTES = 1  # that it takes the header to say so
 SURVIVOR_BYTES = 16  # of time: reading a survivor, with up to 16 bits of its index, takes as long as a dozen zeros
 
 
@@ -165,6 +166,10 @@ def _pack_levels(tensor: LevelTensor) -> tuple[Entry, bytes]:
     shape, levels, survivors = tensor.mask.shape, len(tensor.codebook), len(tensor.indices)
     signed = signed_sizes(tensor.codebook)
     stream = mixing.encoded(tensor.mask, signed[tensor.indices], _largest(signed)) if survivors else b""
+    if survivors and len(shape) > 1:
+        turned = mixing.encoded(*_turned(tensor.mask, signed[tensor.indices]), _largest(signed))
+        if len(turned) + TURNED_BYTES < len(stream):
+            stream, survivors = turned, -survivors
     payload = tables(tensor) + stream
     least = -(-_claimed(shape, survivors) // MEMORY_PER_BYTE) - SLACK_BYTES
     entry = {"shape": list(shape), "levels": levels, "survivors": survivors, "scaled": tensor.scales is not None}
@@ -175,12 +180,13 @@ def _pack_levels(tensor: LevelTensor) -> tuple[Entry, bytes]:
 def _unpack_levels(entry: Entry, payload: bytes) -> LevelTensor:
     from delib.coding import mixing
 
-    shape, levels, survivors = tuple(entry["shape"]), entry["levels"], entry["survivors"]
+    shape, levels, survivors = tuple(entry["shape"]), entry["levels"], abs(entry["survivors"])
+    turned = entry["survivors"] < 0
     each = entry.get("level_bits", 32) // 8
     start = each * levels + (2 * shape[0] if entry["scaled"] and shape else 0)
-    if not shape or start > len(payload) or survivors > (math.prod(shape) if levels else 0):
+    if not shape or start > len(payload) or survivors > (math.prod(shape) if levels else 0) or turned > len(shape) - 1:
         raise DelibError("its shape, its levels and its bytes do not agree; encode the network again")
-    if _claimed(shape, survivors) > MEMORY_PER_BYTE * (len(payload) + SLACK_BYTES):
+    if _claimed(shape, entry["survivors"]) > MEMORY_PER_BYTE * (len(payload) + SLACK_BYTES):
         raise DelibError(f"{len(payload)} bytes cannot hold its shape; encode the network again")
     codebook = np.frombuffer(payload[: each * levels], f"<f{each}").astype(np.float32)
     scales = np.frombuffer(payload[each * levels : start], "<f2").astype(np.float16) if entry["scaled"] else None
@@ -191,9 +197,11 @@ def _unpack_levels(entry: Entry, payload: bytes) -> LevelTensor:
     span = 1 << (largest - 1).bit_length()  # what as many bits can say, whether a level has it or not
     index = np.full(2 * span + 1, -1, np.int32)
     index[signed + span] = np.arange(levels)
-    found = mixing.decoded(payload[start:], shape, survivors, largest)
+    found = mixing.decoded(payload[start:], _swapped(shape) if turned else shape, survivors, largest)
     if found is None or (index[found[1] + span] < 0).any():
         raise DelibError("undecodable stream; encode the network again")
+    if turned:
+        found = _turned(*found)
     return LevelTensor(found[0], index[found[1] + span].astype(index_type(levels)), codebook, scales)
 
 
@@ -201,6 +209,21 @@ def _largest(signed: NDArray[np.int32]) -> int:
     return int(np.abs(signed).max(initial=0))
 
 
+def _swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[1], shape[0], *shape[2:])
+
+
+def _turned(mask: NDArray[np.bool_], values: NDArray[np.int32]) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+    """A mask with its first two axes swapped, and its survivors' values in the new row-major order."""
+    swapped = np.ascontiguousarray(mask.swapaxes(0, 1))
+    rank = np.zeros(mask.shape, np.int32)  # of each survivor in the order that the values have
+    rank[mask] = np.arange(len(values), dtype=np.int32)
+    return swapped, values[rank.swapaxes(0, 1)[swapped]]
+
+
 def _claimed(shape: tuple[int, ...], survivors: int) -> int:
-    """What decoding takes, in bytes of memory or the time that they stand for: the mask, the survivors, the columns."""
+    """What decoding takes, in bytes of memory or the time that they stand for: the mask, the survivors, the columns;
+    twice the first two for a tensor that is turned (``survivors`` below zero)."""
+    if survivors < 0:
+        return 2 * (math.prod(shape) - SURVIVOR_BYTES * survivors) + COLUMN_BYTES * math.prod(_swapped(shape)[1:])
     return math.prod(shape) + SURVIVOR_BYTES * survivors + (COLUMN_BYTES * math.prod(shape[1:]) if survivors else 0)
