@@ -187,8 +187,8 @@ def chain(depth: int) -> nn.Sequential:
 
 
 def times(depth: int, population: int = Cycle().population, inputs: int = 64) -> dict[str, float]:
-    """Seconds of processor time of each step: an evolution of three cycles to half the weights, assessed at each layer's
-    own outputs, with the check of the network before it; then quantising, encoding and decoding."""
+    """Seconds of processor time of each step: an evolution of three cycles to half the weights, assessed at each
+    layer's own outputs, with the check of the network before it; then quantising, encoding and decoding."""
     network, images = chain(depth), torch.randn(inputs, WIDTH, generator=torch.Generator().manual_seed(0))
     marks = [time.process_time()]
     cycle = Cycle(population, THIRD, horizon=0, batch=inputs)
