@@ -174,7 +174,7 @@ WIDTH = 512  # of every layer of the networks whose times are fitted
 DEPTHS = (1, 4, 16, 64, 236)  # .3, 1, 4.2, 16.8 and 61.9 million weights
 POPULATIONS = (2, 4, 8, 16)
 INPUTS = (64, 256, 1024, 4096)
-THIRD = 0.21  # of the survivors in each cycle: .21, .38, then half of the weights are zero
+SHARE = 0.21  # of the survivors in each cycle: .21, .38, then half of the weights are zero
 
 
 def chain(depth: int) -> nn.Sequential:
@@ -191,7 +191,7 @@ def times(depth: int, population: int = Cycle().population, inputs: int = 64) ->
     layer's own outputs, with the check of the network before it; then quantising, encoding and decoding."""
     network, images = chain(depth), torch.randn(inputs, WIDTH, generator=torch.Generator().manual_seed(0))
     marks = [time.process_time()]
-    cycle = Cycle(population, THIRD, horizon=0, batch=inputs)
+    cycle = Cycle(population, SHARE, horizon=0, batch=inputs)
     student = evolve(network, images, 0.5, cycle, divergence=mse, seed=0).student
     marks.append(time.process_time())
     quantized = quantize(student, 4)

@@ -165,16 +165,22 @@ def _pack_levels(tensor: LevelTensor) -> tuple[Entry, bytes]:
 
     shape, levels, survivors = tensor.mask.shape, len(tensor.codebook), len(tensor.indices)
     signed = signed_sizes(tensor.codebook)
-    stream = mixing.encoded(tensor.mask, signed[tensor.indices], _largest(signed)) if survivors else b""
+    values, largest = signed[tensor.indices], _largest(signed)
+    stream = mixing.encoded(tensor.mask, values, largest) if survivors else b""
+    payload = _filled(tables(tensor) + stream, shape, survivors)
     if survivors and len(shape) > 1:
-        turned = mixing.encoded(*_turned(tensor.mask, signed[tensor.indices]), _largest(signed))
-        if len(turned) + TURNED_BYTES < len(stream):
-            stream, survivors = turned, -survivors
-    payload = tables(tensor) + stream
-    least = -(-_claimed(shape, survivors) // MEMORY_PER_BYTE) - SLACK_BYTES
+        turned = tables(tensor) + mixing.encoded(*_turned(tensor.mask, values), largest)
+        turned = _filled(turned, shape, -survivors)
+        if len(turned) + TURNED_BYTES < len(payload):
+            payload, survivors = turned, -survivors
     entry = {"shape": list(shape), "levels": levels, "survivors": survivors, "scaled": tensor.scales is not None}
     entry |= {"level_bits": 16} if _halves(tensor.codebook) else {}
-    return entry, payload.ljust(least, b"\0")
+    return entry, payload
+
+
+def _filled(payload: bytes, shape: tuple[int, ...], survivors: int) -> bytes:
+    """The payload with as many zeros behind it as a reader asks for."""
+    return payload.ljust(-(-_claimed(shape, survivors) // MEMORY_PER_BYTE) - SLACK_BYTES, b"\0")
 
 
 def _unpack_levels(entry: Entry, payload: bytes) -> LevelTensor:
@@ -184,7 +190,12 @@ def _unpack_levels(entry: Entry, payload: bytes) -> LevelTensor:
     turned = entry["survivors"] < 0
     each = entry.get("level_bits", 32) // 8
     start = each * levels + (2 * shape[0] if entry["scaled"] and shape else 0)
-    if not shape or start > len(payload) or survivors > (math.prod(shape) if levels else 0) or turned > len(shape) - 1:
+    if (
+        not shape
+        or start > len(payload)
+        or survivors > (math.prod(shape) if levels else 0)
+        or (turned and len(shape) < 2)
+    ):
         raise DelibError("its shape, its levels and its bytes do not agree; encode the network again")
     if _claimed(shape, entry["survivors"]) > MEMORY_PER_BYTE * (len(payload) + SLACK_BYTES):
         raise DelibError(f"{len(payload)} bytes cannot hold its shape; encode the network again")
@@ -210,20 +221,24 @@ def _largest(signed: NDArray[np.int32]) -> int:
 
 
 def _swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the tensor turned: by inputs, then outputs."""
     return (shape[1], shape[0], *shape[2:])
 
 
 def _turned(mask: NDArray[np.bool_], values: NDArray[np.int32]) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
     """A mask with its first two axes swapped, and its survivors' values in the new row-major order."""
     swapped = np.ascontiguousarray(mask.swapaxes(0, 1))
-    rank = np.zeros(mask.shape, np.int32)  # of each survivor in the order that the values have
-    rank[mask] = np.arange(len(values), dtype=np.int32)
-    return swapped, values[rank.swapaxes(0, 1)[swapped]]
+    rows, columns, kernel = *mask.shape[:2], math.prod(mask.shape[2:])
+    places = np.flatnonzero(mask)
+    row, rest = np.divmod(places, columns * kernel)
+    column, k = np.divmod(rest, kernel)
+    return swapped, values[np.argsort((column * rows + row) * kernel + k)]
 
 
 def _claimed(shape: tuple[int, ...], survivors: int) -> int:
     """What decoding takes, in bytes of memory or the time that they stand for: the mask, the survivors, the columns;
-    twice the first two for a tensor that is turned (``survivors`` below zero)."""
+    where the tensor is turned (``survivors`` below zero), another mask, and thrice the survivors, as places are sorted.
+    """
     if survivors < 0:
-        return 2 * (math.prod(shape) - SURVIVOR_BYTES * survivors) + COLUMN_BYTES * math.prod(_swapped(shape)[1:])
+        return math.prod(shape) - 2 * SURVIVOR_BYTES * survivors + _claimed(_swapped(shape), -survivors)
     return math.prod(shape) + SURVIVOR_BYTES * survivors + (COLUMN_BYTES * math.prod(shape[1:]) if survivors else 0)

@@ -48,7 +48,7 @@ STORED: dict[str, Check] = {"name": is_name, "shape": is_shape, "bytes": is_coun
 PLAIN: dict[str, Check] = STORED | {"dtype": is_one_of(*DTYPES)}
 LEVELS: dict[str, Check] = STORED | {
     "levels": lambda n: is_count(n, 0, MAX_LEVELS),
-    "survivors": lambda n: is_count(abs(n)) if type(n) is int else False,  # below zero: walked by inputs
+    "survivors": lambda n: type(n) is int and is_count(abs(n)),  # below zero: the tensor is turned
     "scaled": is_one_of(False, True),
 }
 # Forms that an entry may take, in this version of the format: each field with what its value must be. An entry is the

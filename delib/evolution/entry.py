@@ -1,19 +1,18 @@
 """Where layers are tried from: from the network's inputs on, or with a horizon from behind what no longer changes.
 
-Without this a network of twice as many layers would take four times as long: each layer twice as deep, and twice as
-many of them.
+Without this each of twice as many layers would be twice as far away from the inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from delib.nn.hooks import Entered, first_chain
+from delib.evolution.select import Batches, drawn, growing_batches
+from delib.nn.hooks import Entered, first_chain, up_to
 from delib.nn.layers import weight_layers
 
 # Layers that are tried from the same place on. With fewer, the network would more often be run up to there; with more,
@@ -21,17 +20,17 @@ from delib.nn.layers import weight_layers
 STRETCH = 16
 
 
-def entry_chains(network: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, list[str]]:
-    """By layer the network's first modules that hold neither it, nor one of its stretch, nor a later one of ``layers``.
+def entry_chains(network: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, tuple[str, list[str]]]:
+    """By layer the first of its stretch, and the network's first modules that hold neither this one nor a later one.
 
-    They form a chain (see ``first_chain``) and are empty for the first stretch, and where there is no such chain.
+    These modules form a chain (see ``first_chain``) and are none for the first stretch, and where there is no chain.
     """
-    chains: dict[str, list[str]] = {}
+    chains: dict[str, tuple[str, list[str]]] = {}
     for first in range(0, len(layers), STRETCH):
         later = set(layers[first:])
         before = [name for name in weight_layers(network) if name not in later]
         chain = _untied(network, first_chain(network, before, example)[0], later) if first else []
-        chains |= dict.fromkeys(layers[first : first + STRETCH], chain)
+        chains |= dict.fromkeys(layers[first : first + STRETCH], (layers[first], chain))
     return chains
 
 
@@ -46,35 +45,36 @@ def _untied(network: nn.Module, chain: Sequence[str], later: set[str]) -> list[s
     return free
 
 
-class Entry(NamedTuple):
-    """Student and teacher as a layer is tried on them, and the inputs for which both go on from what is known; None if
-    they start from any inputs."""
-
-    student: nn.Module
-    teacher: nn.Module
-    inputs: Tensor | None
-
-
 @dataclass
 class Entries:
-    """The entry of each layer in each cycle; layers of one stretch share it, and with it the first batch.
+    """The networks that each layer is tried on, and its batches; layers of one stretch share the first batch.
 
-    ``draw`` gives for a cycle and a layer the batch that its stretch is tried on.
+    ``chains`` are those of ``entry_chains``, none where every layer is tried from the inputs on; ``ends`` names where
+    each layer's divergence is measured, and ``chance`` gives the stream of a cycle and a layer.
     """
 
     student: nn.Module
     teacher: nn.Module
-    chains: dict[str, list[str]]
-    draw: Callable[[int, str], Tensor]
-    last: tuple[int, list[str], Entry] | None = field(default=None, init=False)
+    inputs: Tensor
+    batch: int
+    ends: Mapping[str, str]
+    chains: Mapping[str, tuple[str, list[str]]]
+    chance: Callable[[int, str], torch.Generator]
+    last: tuple[int, str] | None = field(default=None, init=False)
+    entered: tuple[Entered, Entered] = field(init=False)
+
+    def at(self, name: str, cycle: int, chance: torch.Generator) -> tuple[nn.Module, Batches]:
+        """The student as far as the layer's divergence needs it, and batches for it, drawn by ``chance``."""
+        first, chain = self.chains.get(name, (name, []))
+        student, teacher = self._entered(cycle, first, chain) if chain else (self.student, self.teacher)
+        part = student.inputs if isinstance(student, Entered) else None
+        network, goal = (up_to(each, self.ends[name]) for each in (student, teacher))
+        return network, growing_batches(self.inputs, goal, self.batch, chance, part)
 
     @torch.no_grad()
-    def at(self, name: str, cycle: int) -> Entry:
-        chain = self.chains.get(name, [])
-        if not chain:
-            return Entry(self.student, self.teacher, None)
-        if self.last is None or self.last[:2] != (cycle, chain):
-            inputs = self.draw(cycle, chain[-1])
-            student, teacher = (Entered(network, chain, inputs) for network in (self.student, self.teacher))
-            self.last = (cycle, chain, Entry(student, teacher, inputs))
-        return self.last[2]
+    def _entered(self, cycle: int, first: str, chain: list[str]) -> tuple[Entered, Entered]:
+        if self.last != (cycle, first):
+            part = drawn(self.inputs, self.batch, self.chance(cycle, first))
+            self.entered = Entered(self.student, chain, part), Entered(self.teacher, chain, part)
+            self.last = cycle, first
+        return self.entered

@@ -19,7 +19,7 @@ from delib.evolution.criteria import Criterion, Site, magnitude
 from delib.evolution.entry import Entries, entry_chains
 from delib.evolution.evolved import Evolved
 from delib.evolution.population import agreed, propose
-from delib.evolution.select import Trial, growing_batches, least_divergent, least_divergent_refitted, regrow, trial_on
+from delib.evolution.select import Trial, least_divergent, least_divergent_refitted, regrow, trial_on
 from delib.files import in_batch
 from delib.layerwise.reconstruct import moments, reconstruct
 from delib.nn.checkpoint import Checkpoint
@@ -59,7 +59,7 @@ class Cycle:
         Measure the divergence at the outputs of the weight layer so many places behind the one at work (0: its own)
         instead of the network's. Faster, blind to what comes later, and no place for a divergence of logits such as
         ``kl``. Layers behind the first 16 are tried from the middle of the network on, if it can be entered there, 16
-        in turn on the same inputs: a network of twice as many layers then takes twice as long.
+        in turn on the same inputs: a network of twice as many layers then takes about twice as long.
     batch : int
         Inputs that are drawn anew for each layer: a set that wins on one fixed batch need not win on another.
     """
@@ -132,9 +132,9 @@ def evolve(
         evolved.resume(state)
     student = evolved.student
     select = least_divergent_refitted if cycle.compensate else least_divergent
-    chains = {} if cycle.horizon is None else entry_chains(teacher, list(goals), inputs[:EXAMPLES])
-    entries = Entries(student, teacher, chains, partial(_drawn, inputs, cycle.batch, seed))
     ends = {name: end(teacher, teacher.get_submodule(name), inputs[:1], cycle.horizon) for name in goals}
+    chains = {} if cycle.horizon is None else entry_chains(teacher, list(goals), inputs[:EXAMPLES])
+    entries = Entries(student, teacher, inputs, cycle.batch, ends, chains, partial(_chance, seed))
     zeros = sum(map(evolved.zeros, goals))
     with tqdm(total=sum(goals.values()), initial=zeros, unit="weight", disable=not progress or in_batch()) as bar:
         while evolved.begin_cycle(goals):
@@ -143,9 +143,8 @@ def evolve(
             for name, missing in evolved.missing(goals).items():
                 size = min(math.ceil(cycle.share * evolved.survivors(name)), missing)
                 chance = _chance(seed, evolved.cycle, name)
-                entry, layer = entries.at(name, evolved.cycle), student.get_submodule(name)
-                batches = growing_batches(inputs, up_to(entry.teacher, ends[name]), cycle.batch, chance, entry.inputs)
-                network = up_to(entry.student, ends[name])
+                network, batches = entries.at(name, evolved.cycle, chance)
+                layer = student.get_submodule(name)
                 with trial_on(network, layer, batches, divergence) as trial:
                     site = _site(evolved, name, size, trial, (fitted_to, ends[name]), inputs)
                     # 1. Propose candidate sets.
@@ -196,8 +195,3 @@ def _chance(seed: int, cycle: int, layer: str) -> torch.Generator:
     """A stream of chance of its own for each cycle and layer, so that adding a layer leaves the others' alone."""
     entropy = np.random.SeedSequence([seed, cycle, *layer.encode()])
     return torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
-
-
-def _drawn(inputs: Tensor, batch: int, seed: int, cycle: int, name: str) -> Tensor:
-    """A random batch, the same for the same cycle and name."""
-    return inputs[torch.randperm(len(inputs), generator=_chance(seed, cycle, name))[:batch]]

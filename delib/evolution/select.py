@@ -67,6 +67,11 @@ def trial_on(network: nn.Module, layer: nn.Module, batches: Batches, divergence:
         yield Trial(suffix, goal, batches, divergence)
 
 
+def drawn(inputs: Tensor, batch: int, chance: torch.Generator) -> Tensor:
+    """Random inputs, ``batch`` of them or all."""
+    return inputs[torch.randperm(len(inputs), generator=chance)[:batch]]
+
+
 def growing_batches(
     inputs: Tensor, teacher: nn.Module, batch: int, chance: torch.Generator, first: Tensor | None = None
 ) -> Batches:
@@ -75,8 +80,9 @@ def growing_batches(
     ``first``, where given, are the first inputs.
     """
     while True:
-        drawn = inputs[torch.randperm(len(inputs), generator=chance)[:batch]]
-        part, first = (drawn if first is None else first), None
+        part = drawn(inputs, batch, chance)
+        if first is not None:  # in the place of what was drawn, so that chance goes on alike
+            part, first = first, None
         with torch.no_grad():
             goal = teacher(part)
         yield part, goal

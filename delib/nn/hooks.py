@@ -185,6 +185,10 @@ class Entered(nn.Module):
             network(inputs)
         self.output = outputs[chain[-1]]
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """The network's: its modules go by their own names here, too."""
+        return self.network.get_submodule(target)
+
     def forward(self, inputs: Tensor) -> Any:
         if inputs is not self.inputs:
             return self.network(inputs)
@@ -210,5 +214,4 @@ def end(network: nn.Module, layer: nn.Module, inputs: Tensor, layers: int | None
 
 def up_to(network: nn.Module, name: str) -> nn.Module:
     """The network up to the module of that name; for '' the network itself."""
-    inner = network.network if isinstance(network, Entered) else network
-    return Cut(network, inner.get_submodule(name)) if name else network
+    return Cut(network, network.get_submodule(name)) if name else network
