@@ -240,6 +240,8 @@ def test_the_index_opens_with_teacher_and_student_and_a_slider(browser: Any, rep
 
 def test_the_numbers_of_the_index_are_the_shipped_student_s(browser: Any, project: Any, report: Path) -> None:
     metrics = {"sparsity": 0.9002, "compression_ratio": 42.14, "retention_25": 0.9675, "photos_tested": 364}
+    alone = {"metrics": metrics | {"retention_25": 1.0}, "ships": False}
+    write_json(project.root / "data" / "students" / "of-another-licence.json", alone)
     for name, others in {
         "small": {},
         "smaller": {"compression_ratio": 94.0, "retention_25": 0.9422, "sparsity": 0.95},

@@ -11,10 +11,10 @@ from house import ROOT
 import delib
 from delib.data import CLASSIFIERS, mnist
 from delib.nn import accuracy, float32_bytes, weight_layers, weight_of
-from delib.suite.claims import shipped_records
+from delib.suite.claims import student_records
 
 FOLDER = ROOT / "data" / "students"
-SHIPPED = [name for name in shipped_records() if name in CLASSIFIERS]
+SHIPPED = [name for name in student_records() if name in CLASSIFIERS]
 
 
 def test_some_ship() -> None:
@@ -23,7 +23,7 @@ def test_some_ship() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_student_is_what_its_record_says(name: str) -> None:
-    file, record = FOLDER / f"{name}.delib", shipped_records()[name]
+    file, record = FOLDER / f"{name}.delib", student_records()[name]
     metrics: dict[str, Any] = record["metrics"]
     assert hashlib.sha256(file.read_bytes()).hexdigest() == record["sha256"]
     network = delib.load(file).network(like=CLASSIFIERS[name]())

@@ -80,7 +80,7 @@ def read_claims(run: str | Path) -> list[Claim]:
     path = project_root() / "reports" / "claims.toml"
     if not path.is_file():
         return []
-    records = read_records(run) | {f"students/{name}": record for name, record in shipped_records().items()}
+    records = read_records(run) | {f"students/{name}": record for name, record in student_records().items()}
     metrics = {f"{source}:{name}": x for source, record in records.items() for name, x in record["metrics"].items()}
     try:
         return [_claim(entry, metrics) for entry in tomllib.loads(path.read_text(encoding="utf-8"))["claim"]]
@@ -88,8 +88,11 @@ def read_claims(run: str | Path) -> list[Claim]:
         raise ValueError(f"{path.name}: {error}") from None
 
 
-def shipped_records() -> dict[str, dict[str, Any]]:
-    """The records of the students in ``data/students``, by name. Raises ValueError on a bad one."""
+def student_records() -> dict[str, dict[str, Any]]:
+    """The records in ``data/students``, by name, also of a student that may not ship itself (``"ships": false``).
+
+    Raises ValueError on a bad one.
+    """
     return {file.stem: read_record(file) for file in sorted((project_root() / "data" / "students").glob("*.json"))}
 
 

@@ -63,7 +63,7 @@ def _write(folder: Path, name: str, template_name: str, facts: dict[str, Any]) -
 
 def _summary(run: str | Path, pages: list[Page], records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What the index says of all notebooks: the claims by who makes them, their verdicts, what records share."""
-    claimed, students = claims.read_claims(run), claims.shipped_records()
+    claimed, students = claims.read_claims(run), claims.student_records()
     verdicts = Counter(claim.verdict for claim in claimed)
     return {
         "hero": overview.hero(pages),
