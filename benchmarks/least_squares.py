@@ -29,7 +29,7 @@ from delib.suite.parameters import read_parameters
 from delib.suite.record import git_revision, package_versions
 from delib.suite.runner import find_notebook
 
-SPARSITIES = (0.8, 0.9, 0.95)
+SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 FITTED, SIDE, BITS, ITERATIONS = 64, 416, 4, 25
 
 
