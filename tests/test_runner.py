@@ -224,6 +224,22 @@ def test_a_changed_recipe_makes_results_stale(project: Any, executions: list[dic
     assert executions[-1] == {"profile": "smoke", "epochs": 1, "recipe": {"steps": 7}}
 
 
+def test_a_new_student_makes_stale_what_shows_them_and_nothing_else(
+    project: Any, executions: list[dict[str, Any]]
+) -> None:
+    project.notebook("10_toy", RECORD, parameters=PARAMETERS)
+    project.notebook("11_toy", RECORD.replace("10_toy", "11_toy"), "# detection.shipped()", parameters=PARAMETERS)
+    folder = project.root / "data" / "students"
+    folder.mkdir(parents=True)
+    for change in (folder / "net-s90.delib", folder / "net-s90.json"):
+        assert not run("11_toy", "smoke").reused
+        run("10_toy", "smoke")
+        change.write_text("{}")
+    assert not run("11_toy", "smoke").reused
+    assert run("11_toy", "smoke").reused
+    assert run("10_toy", "smoke").reused
+
+
 def test_an_unchanged_notebook_saved_again_by_an_editor_is_not_run_again(
     toy: Path, executions: list[dict[str, Any]]
 ) -> None:

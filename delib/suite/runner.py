@@ -40,6 +40,7 @@ PROTECTED = (*PROFILES, "reference")
 JOBS = 3
 ANSWERS = 20  # seconds within which a cluster's scheduler has to
 WAIT = 60.0  # seconds after which it is said again that another run is waited for
+SHOWS_STUDENTS = "shipped("  # in a cell that reads data/students
 
 
 class RunFailed(RuntimeError):
@@ -331,13 +332,15 @@ def fingerprint(notebook: Path, chosen: Mapping[str, Any]) -> str:
     """One hash of everything that a result depends on, where ``chosen`` are parameters with other values than default.
 
     That is: the cells, the values with the contents of recipes, the files and folders that they name, the modules
-    beside the notebook, delib's sources, and the packages' versions.
+    beside the notebook, delib's sources, the packages' versions, and for a notebook that shows the students that ship
+    these and their records.
     """
     lock = project_root() / "requirements.lock"
     values = {**_defaults(notebook), **chosen}
     named = named_paths(values, notebook.parent)
+    cells = [[cell["cell_type"], cell["source"]] for cell in read_cells(notebook)]
     parts = [
-        [[cell["cell_type"], cell["source"]] for cell in read_cells(notebook)],
+        cells,
         values,
         {text: digest(path) for text, path in named.items()},
         {str(path.relative_to(notebook.parent)): digest(path) for path in _modules_beside(notebook)},
@@ -345,6 +348,9 @@ def fingerprint(notebook: Path, chosen: Mapping[str, Any]) -> str:
         package_versions(),
         lock.read_text(encoding="utf-8") if lock.is_file() else "",
     ]
+    if any(SHOWS_STUDENTS in source for kind, source in cells if kind == "code"):
+        students = sorted((project_root() / "data" / "students").glob("*.delib"))
+        parts.append({path.name: [digest(path), digest(path.with_suffix(".json"))] for path in students})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
