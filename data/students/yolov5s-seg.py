@@ -37,7 +37,7 @@ from delib.nn import curvatures, fastest_precision, folded, norm_pairs, unfolded
 HELD, FITTED = 200, 64  # photos held out, and those that least squares are fitted to, at 448 pixels
 FACTORS = (3.3, 2.5, 2.0, 1.5, 1.25, 1.0, 0.8, 0.6, 0.4, 0.25, 0.15, 0.08)  # of the survivors at 70%, in the database
 SPARSEST = 0.97  # that a layer becomes by least squares
-FROZEN = ("model.0", "model.1", "model.2")  # the first modules, 1% of the weights: rounded to 4 bits, not pruned
+FROZEN = ("model.0", "model.1", "model.2")  # 1% of the weights: quantised by rates, 31 levels at most, not trained
 BLOCKS = [f"model.{i}" for i in (3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 17, 18, 20, 21, 23)]  # whose outputs are compared
 MASKS = 0.5  # weight of masks' errors, five times the default: untrained they are the last to suffer, then the first
 BYTES = 640_000
