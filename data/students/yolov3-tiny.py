@@ -16,14 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from making import calibrate, split
 from torch import Tensor, nn
 
 from delib import detection, distillation, layerwise
 from delib.coding import Quantized
 from delib.detection import Validation, Views
-from delib.detection.coco import Photo, photos
+from delib.detection.coco import photos
 from delib.distillation import Recipe, distill
 from delib.distillation.distill import _Batches, _compare
 from delib.evolution import scale_sparsities
@@ -41,7 +41,7 @@ from delib.nn.layers import weight_keys
 from delib.suite.parameters import read_parameters
 from delib.suite.runner import find_notebook
 
-NAME, HELD = "yolov3-tiny-s{}-b4", 200
+NAME = "yolov3-tiny-s{}-b4"
 FIRST, FITTED = 0.7, 192  # sparsity by least squares, and photos that it is fitted to
 
 
@@ -65,12 +65,6 @@ MEMBERS = {
     95: Member(90, 0, 0.0508, 8e-7, (80, 50), 51),
     98: Member(95, 0, 0.0205, 1e-6, (30, 22), 31),
 }
-
-
-def split(folder: Path) -> tuple[list[Photo], list[Photo]]:
-    found = photos(folder)
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(7)).tolist()
-    return [found[i] for i in order[:HELD]], [found[i] for i in order[HELD:]]
 
 
 @dataclass
@@ -180,12 +174,9 @@ class Family:
 
     def store(self, made: Quantized, out: Path, steps: int) -> None:
         """Calibrate and save."""
-        network = made.network(self.teacher)
-        print(out.name, steps, "steps; divergence before calibration", self.validation.divergence(network), flush=True)
-        self.teacher.calibrate(network, self.validation.inputs)
-        for name, value in network.state_dict().items():
-            if name.endswith("bias") and isinstance(stored := made[name], np.ndarray):
-                made.replace(name, value.numpy().astype(stored.dtype))
+        before = self.validation.divergence(made.network(self.teacher))
+        print(out.name, steps, "steps; divergence before calibration", before, flush=True)
+        calibrate(made, self.teacher, self.validation.inputs)
         size = made.save(out)
         divergence = self.validation.divergence(Quantized.load(out).network(self.teacher))
         print(out.name, size, "bytes;", made.sparsity, "zeros; divergence", divergence, flush=True)

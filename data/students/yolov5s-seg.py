@@ -20,8 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from making import calibrate, split
 from torch import Tensor, nn
 
 from delib import detection, distillation, layerwise
@@ -34,10 +34,10 @@ from delib.evolution import SparsityDatabase
 from delib.evolution.allocate import greedy_allocation
 from delib.nn import curvatures, fastest_precision, folded, norm_pairs, unfolded, weight_layers, weight_of
 
-HELD, FITTED = 200, 64  # photos held out, and those that least squares are fitted to, at 448 pixels
+FITTED = 64  # photos that least squares are fitted to, at 448 pixels
 FACTORS = (3.3, 2.5, 2.0, 1.5, 1.25, 1.0, 0.8, 0.6, 0.4, 0.25, 0.15, 0.08)  # of the survivors at 70%, in the database
 SPARSEST = 0.97  # that a layer becomes by least squares
-FROZEN = ("model.0", "model.1", "model.2")  # 1% of the weights: quantised by rates, 31 levels at most, not trained
+FROZEN = ("model.0", "model.1", "model.2")  # .5% of the weights: quantised by rates, 31 levels at most, not trained
 BLOCKS = [f"model.{i}" for i in (3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 17, 18, 20, 21, 23)]  # whose outputs are compared
 MASKS = 0.5  # weight of masks' errors, five times the default: untrained they are the last to suffer, then the first
 BYTES = 640_000
@@ -78,9 +78,7 @@ class Making:
     teacher: Any = field(default_factory=lambda: detection.load_detector("yolov5s-seg"))
 
     def __post_init__(self) -> None:
-        found = photos(self.args.coco)
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(7)).tolist()
-        self.held, self.rest = [found[i] for i in order[:HELD]], [found[i] for i in order[HELD:]]
+        self.held, self.rest = split(self.args.coco)
         self.own = photos(self.args.own)
         self.pairs = norm_pairs(self.teacher, torch.zeros(1, 3, 64, 64))
         self.plain = self.folded()
@@ -148,7 +146,7 @@ class Making:
         student.load_state_dict(state)
         return student, levels
 
-    def distill(self, student: Any, steps: int, minutes: float, rate: float, **options: Any) -> None:
+    def train(self, student: Any, steps: int, minutes: float, rate: float, **options: Any) -> None:
         recipe = Recipe(steps, 4, rate, minutes=minutes, average=0.995, horizon=300, uses=4, memory=60)
         distill(student, self.plain, self.views, recipe, objective=self.objective, **options)
         print("divergence", self.validation.divergence(student), flush=True)
@@ -161,7 +159,7 @@ class Making:
             wanted = {name: round((1 - share) * self.sizes[name]) for name, share in self.targets(0.9).items()}
             goals = {name: min(before[name], wanted[name]) for name in self.later}
             pruning = PerLayer(sum(goals.values()), 0.4, 50, goals=goals, before=before)
-            self.distill(student, 9000, 75, 0.003, during=pruning, seed=11, checkpoint=out / "pruning.ckpt")
+            self.train(student, 9000, 75, 0.003, during=pruning, seed=11, checkpoint=out / "pruning.ckpt")
             torch.save(student.state_dict(), out / "pruned.pt")
         student.load_state_dict(torch.load(out / "pruned.pt"))
         return student, levels
@@ -179,16 +177,13 @@ class Making:
             large = len(encode(dict(first | levels(price).tensors(student)))) > BYTES
             low, high = (price, high) if large else (low, price)
         during, out = levels(price), Path(self.args.out)
-        self.distill(student, 4500, 40, 0.00225, during=during, seed=12, checkpoint=out / "levels.ckpt")
+        self.train(student, 4500, 40, 0.00225, during=during, seed=12, checkpoint=out / "levels.ckpt")
         self.store(layerwise.finalize(unfolded(student, self.teacher, self.pairs), first | during.tensors(student), 4))
 
     def store(self, made: Quantized) -> None:
         """Calibrate and save."""
-        network, out = made.network(self.teacher), Path(self.args.out, "yolov5s-seg-s90-b4.delib")
-        self.teacher.calibrate(network, Validation(self.teacher, self.held, 512).inputs)
-        for name, value in network.state_dict().items():
-            if name.endswith("bias") and isinstance(stored := made[name], np.ndarray):
-                made.replace(name, value.numpy().astype(stored.dtype))
+        out = Path(self.args.out, "yolov5s-seg-s90-b4.delib")
+        calibrate(made, self.teacher, Validation(self.teacher, self.held, 512).inputs)
         size = made.save(out)
         divergence = self.validation.divergence(Quantized.load(out).network(self.teacher))
         print(size, "bytes;", made.sparsity, "zeros; divergence", divergence)
