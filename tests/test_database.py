@@ -1,13 +1,13 @@
 """Entries of layers against what they do to the divergence, and allocations that keep the total and lower it."""
 
 import copy
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
 from torch import nn
 
-from delib.evolution.allocate import Search, greedy_allocation, search_allocation
+from delib.evolution.allocate import Search, goals_by_layer, greedy_allocation, search_allocation
 from delib.evolution.criteria import obs
 from delib.evolution.database import LEVELS, SparsityDatabase, total
 from delib.layerwise.compress import compress
@@ -96,3 +96,44 @@ def test_students_go_through_the_entries_of_all_layers_together(watched) -> None
     assert len(zeros) == min(map(len, database.values()))
     assert zeros == sorted(zeros) and zeros[0] < zeros[-1]
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items()), "copies"
+
+
+def levels_below(student: nn.Module, database: SparsityDatabase) -> dict[str, list[tuple[int, float]]]:
+    """For each layer the student's own survivors and those of its sparser entries, with what each costs more."""
+    found = {}
+    for name, (_, own, sparser) in database.items():
+        size = weight_of(student.get_submodule(name)).numel()
+        found[name] = [(size - own.zeros, 0.0), (size - sparser.zeros, sparser.cost - own.cost)]
+    return found
+
+
+@pytest.mark.parametrize("share", [0.55, 0.6, 0.75, 0.9, 1.0])
+def test_goals_of_layers_add_up_and_are_near_the_cheapest(watched, share: float) -> None:
+    """Against all choices of levels: the one taken errs by its last step at most (see ``greedy_allocation``)."""
+    student, database = watched
+    now = {name: int(weight_of(student.get_submodule(name)).count_nonzero()) for name in database}
+    wanted = round(share * sum(now.values()))
+    goals = goals_by_layer(student, database, wanted)
+    assert sum(goals.values()) == wanted and all(goals[name] <= now[name] for name in now)
+    levels = levels_below(student, database)
+    choices = [c for c in product(*levels.values()) if sum(many for many, _ in c) <= wanted]
+    best = min(sum(cost for _, cost in choice) for choice in choices)
+    taken = sum(own[1][1] for name, own in levels.items() if goals[name] < own[0][0])
+    assert taken <= best + max(own[1][1] for own in levels.values())
+
+
+def test_the_layer_whose_weights_cost_least_is_thinned_first(watched) -> None:
+    student, database = watched
+    per_weight = {n: (b[1] - a[1]) / (a[0] - b[0]) for n, (a, b) in levels_below(student, database).items()}
+    cheapest = min(per_weight, key=per_weight.__getitem__)
+    now = {name: int(weight_of(student.get_submodule(name)).count_nonzero()) for name in database}
+    goals = goals_by_layer(student, database, sum(now.values()) - 1)
+    assert goals == now | {cheapest: now[cheapest] - 1}
+
+
+def test_goals_that_no_entry_reaches_are_refused_and_no_layer_grows(watched) -> None:
+    student, database = watched
+    now = {name: int(weight_of(student.get_submodule(name)).count_nonzero()) for name in database}
+    with pytest.raises(ValueError, match=r"the sparsest entries leave \d+ survivors, not 10; enter"):
+        goals_by_layer(student, database, 10)
+    assert goals_by_layer(student, database, 10**6) == now

@@ -53,6 +53,33 @@ def test_the_goal_is_met_to_the_weight(steps: int) -> None:
     assert pruning.cycles[-1].step >= 0.75 * steps
 
 
+@pytest.mark.parametrize("steps", [4, 61, 300])
+def test_layers_with_goals_of_their_own_meet_them_to_the_weight(steps: int) -> None:
+    goals = {"0": 200, "2": 90}
+    pruning = GradualPruning(goals, every=20)
+    student, _ = pruned(pruning, replace(RECIPE, steps=steps))
+    assert {n: int(weight_of(m).count_nonzero()) for n, m in weight_layers(student).items()} == goals | {"4": 96}
+    falls = [cycle.survivors for cycle in pruning.cycles]
+    assert falls == sorted(falls, reverse=True) and falls[-1] == 200 + 90 + 96
+    assert len(falls) == 1 or falls[0] > falls[-1], "gradually"
+
+
+def test_weights_compete_within_their_layer_where_it_has_a_goal() -> None:
+    """At once, by magnitude alone: the reference is each layer's largest weights in units of their outputs."""
+    teacher = pair()[1]
+    pruning = GradualPruning({"0": 100, "2": 300}, until=1e-9, every=1, criteria={"m": CRITERIA["magnitude"]})
+    student, _ = pruned(pruning, replace(RECIPE, steps=2, rate=0.0))
+    for name, many in (("0", 100), ("2", 300)):
+        weight = weight_of(teacher.get_submodule(name))
+        sizes = weight.abs() / weight.square().mean(1, keepdim=True).sqrt()
+        assert torch.equal(weight_of(student.get_submodule(name)) != 0, sizes >= sizes.flatten().topk(many).values[-1])
+
+
+def test_a_goal_for_a_layer_that_is_not_trained_is_refused_before_the_first_step() -> None:
+    with pytest.raises(ValueError, match="no layer 'conv' is trained; survivors may be given for 0, 2, 4"):
+        pruned(GradualPruning({"conv": 5}))
+
+
 def test_time_that_runs_out_prunes_faster() -> None:
     student, _ = pruned(GradualPruning(150, every=5), replace(RECIPE, steps=10**6, minutes=0.02))
     assert survivors(student) == 150

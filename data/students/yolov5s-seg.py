@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,14 +21,13 @@ from typing import Any
 
 import torch
 from making import calibrate, split
-from torch import Tensor, nn
+from torch import nn
 
 from delib import detection, distillation, layerwise
 from delib.coding import Quantized, encode
 from delib.detection import Validation, Views
 from delib.detection.coco import photos
 from delib.distillation import GradualPruning, Recipe, distill
-from delib.distillation.optimizer import MaskedAdam
 from delib.evolution import SparsityDatabase
 from delib.evolution.allocate import greedy_allocation
 from delib.nn import curvatures, fastest_precision, folded, norm_pairs, unfolded, weight_layers, weight_of
@@ -41,29 +39,6 @@ FROZEN = ("model.0", "model.1", "model.2")  # .5% of the weights: quantised by r
 BLOCKS = [f"model.{i}" for i in (3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 17, 18, 20, 21, 23)]  # whose outputs are compared
 MASKS = 0.5  # weight of masks' errors, five times the default: untrained they are the last to suffer, then the first
 BYTES = 640_000
-
-
-@dataclass
-class PerLayer(GradualPruning):
-    """Gradual pruning in which every layer has a goal of its own: weights compete with those of the same layer.
-
-    When all compete with all, the criteria, which rank by noisy gradients, strangle the deepest blocks and the head.
-    ``goals`` and ``before`` are survivors by layer, at the end and at the start.
-    """
-
-    goals: dict[str, int] = field(default_factory=dict)
-    before: dict[str, int] = field(default_factory=dict)
-
-    def _propose(self, weights: MaskedAdam, keep: int) -> dict[str, dict[str, Tensor]]:
-        done = min(1.0, math.log(self.start / keep) / math.log(self.start / self.survivors))
-        candidates: dict[str, dict[str, Tensor]] = {}
-        for criterion, saliency in self.criteria.items():
-            kept = candidates[criterion] = {}
-            for layer, (values, gradients) in weights.saliency_inputs().items():
-                many = round(self.before[layer] * (self.goals[layer] / self.before[layer]) ** done)
-                kept[layer] = torch.zeros_like(values, dtype=torch.bool)
-                kept[layer][saliency(values, gradients).topk(min(many, len(values))).indices] = True
-        return candidates
 
 
 def survivors(network: nn.Module) -> dict[str, int]:
@@ -158,8 +133,8 @@ class Making:
             before = {name: many for name, many in survivors(student).items() if name in self.later}
             wanted = {name: round((1 - share) * self.sizes[name]) for name, share in self.targets(0.9).items()}
             goals = {name: min(before[name], wanted[name]) for name in self.later}
-            pruning = PerLayer(sum(goals.values()), 0.4, 50, goals=goals, before=before)
-            self.train(student, 9000, 75, 0.003, during=pruning, seed=11, checkpoint=out / "pruning.ckpt")
+            options = {"during": GradualPruning(goals, 0.4, 50), "checkpoint": out / "pruning.ckpt"}
+            self.train(student, 9000, 75, 0.003, seed=11, **options)
             torch.save(student.state_dict(), out / "pruned.pt")
         student.load_state_dict(torch.load(out / "pruned.pt"))
         return student, levels

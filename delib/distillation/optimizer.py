@@ -45,7 +45,7 @@ class MaskedAdam:
         self._count_survivors()
 
     def _count_survivors(self) -> None:
-        self.survivors = sum(int(self.units[i].count_nonzero()) for i in self.layers.values())
+        self.survivors = {name: int(self.units[i].count_nonzero()) for name, i in self.layers.items()}
 
     @torch.no_grad()
     def step(self, done: float) -> None:

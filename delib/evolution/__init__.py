@@ -1,6 +1,6 @@
 """The method: criteria propose candidate sets, tentative zeroing assesses them, the least divergent is zeroed."""
 
-from delib.evolution.allocate import Search, allocate, scale_sparsities, search_allocation
+from delib.evolution.allocate import Search, allocate, goals_by_layer, scale_sparsities, search_allocation
 from delib.evolution.assess import Suffix, assess, tentatively_zeroed
 from delib.evolution.check import checked_goals
 from delib.evolution.criteria import CRITERIA, Criterion, Site, admm, criterion_named, hessian, magnitude, obs, random
@@ -29,6 +29,7 @@ __all__ = [
     "criterion_named",
     "draw",
     "evolve",
+    "goals_by_layer",
     "hessian",
     "magnitude",
     "obs",

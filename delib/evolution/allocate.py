@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -91,7 +92,8 @@ def allocate(
     student = copied(teacher)
     options: dict[str, Any] = {"search": search, "divergence": divergence, "seed": seed}
     parents = search_allocation(student, teacher, database, budget, inputs, **options)
-    return fixed | _trimmed(parents[-1], database.savings(), sizes, budget)
+    zeros = _trimmed(parents[-1], database.savings(), budget)
+    return fixed | {name: many / sizes[name] for name, many in zeros.items()}
 
 
 @torch.no_grad()
@@ -186,6 +188,34 @@ def greedy_allocation(savings: Savings, costs: Mapping[str, Sequence[float]], bu
     return _lowered(levels, savings, budget, sorted(levels))
 
 
+def goals_by_layer(student: nn.Module, database: SparsityDatabase, survivors: int) -> dict[str, int]:
+    """How many of its weights each layer of a sparse student should keep when ``survivors`` in all are to be left.
+
+    Least total cost (see ``greedy_allocation``) among the student as it is and the entries of the database that are
+    sparser. Only layers with entries are named, and only their weights counted; the goals add up to ``survivors``, or
+    to what is left now where that is less. Raises ValueError where even the sparsest entries leave more.
+    """
+    now: dict[str, int] = {}
+    fewer: dict[str, list[int]] = {}
+    costs: dict[str, list[float]] = {}
+    for name, entries in database.items():
+        weight = weight_of(student.get_submodule(name))
+        now[name] = int(weight.count_nonzero())
+        alive, cost = [weight.numel() - entry.zeros for entry in entries], [entry.cost for entry in entries]
+        as_it_is = float(np.interp(now[name], alive[::-1], cost[::-1]))
+        sparser = [level for level, many in enumerate(alive) if many < now[name]]
+        fewer[name] = [0, *(now[name] - alive[level] for level in sparser)]
+        costs[name] = [0.0, *(cost[level] - as_it_is for level in sparser)]
+    budget = max(0, sum(now.values()) - survivors)
+    if budget > (most := sum(own[-1] for own in fewer.values())):
+        least = sum(now.values()) - most
+        raise ValueError(
+            f"the sparsest entries leave {least} survivors, not {survivors}; enter the layers sparser, too"
+        )
+    gone = _trimmed(greedy_allocation(fewer, costs, budget), fewer, budget)
+    return {name: many - gone[name] for name, many in now.items()}
+
+
 def level_switch(levels: Allocation, savings: Savings, budget: int, chance: torch.Generator) -> Allocation:
     """A mutant: one to three random layers rise a level, then all others, in random order, fall as far as they may."""
     mutant = dict(levels)
@@ -209,15 +239,15 @@ def _lowered(levels: Allocation, savings: Savings, budget: int, order: Sequence[
     return levels
 
 
-def _trimmed(levels: Allocation, zeros: Savings, sizes: Mapping[str, int], budget: int) -> dict[str, float]:
-    """The levels as sparsities, the largest layers lowered a little so that the zeros meet the budget to the weight."""
+def _trimmed(levels: Allocation, zeros: Savings, budget: int) -> dict[str, int]:
+    """The zeros of the levels, those of the layers that have most lowered a little so that they meet the budget."""
     counts = {name: zeros[name][level] for name, level in levels.items()}
     excess = sum(counts.values()) - budget
     for name in sorted(counts, key=counts.__getitem__, reverse=True):
         less = min(excess, counts[name])
         counts[name] -= less
         excess -= less
-    return {name: count / sizes[name] for name, count in counts.items()}
+    return counts
 
 
 def scale_sparsities(sizes: Mapping[str, int], sparsity: float, shape: Mapping[str, float]) -> dict[str, float]:
