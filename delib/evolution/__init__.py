@@ -7,6 +7,7 @@ from delib.evolution.criteria import CRITERIA, Criterion, Site, admm, criterion_
 from delib.evolution.database import Entry, SparsityDatabase
 from delib.evolution.evolve import Cycle, Recovery, evolve
 from delib.evolution.evolved import Evolved
+from delib.evolution.outputs import evolve_outputs
 from delib.evolution.population import draw
 from delib.evolution.rates import RateDatabase
 
@@ -29,6 +30,7 @@ __all__ = [
     "criterion_named",
     "draw",
     "evolve",
+    "evolve_outputs",
     "goals_by_layer",
     "hessian",
     "magnitude",

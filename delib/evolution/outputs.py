@@ -1,0 +1,153 @@
+"""Evolution of outputs: candidate sets of one output each, a channel of a convolution or a unit of a linear layer.
+
+With an output dies what later layers make of it. The survivors lie together in few rows and columns, and to say where
+they lie costs a file next to nothing; scattered, it costs more than their values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from delib.evolution.assess import Suffix
+from delib.evolution.evolve import Recovery
+from delib.files import in_batch
+from delib.layerwise.reconstruct import input_vectors
+from delib.nn.divergence import Divergence, fitting
+from delib.nn.hooks import calls, never_called
+from delib.nn.layers import bias_of, copied, hold, matrix_of, original, put_matrix, weight_layers, weight_of
+
+PART = 100  # inputs at a time that are looked through for what is never read
+
+
+@torch.no_grad()
+def evolve_outputs(
+    teacher: nn.Module,
+    inputs: Tensor,
+    goals: Mapping[str, int],
+    *,
+    share: float = 0.15,
+    batch: int = 1000,
+    divergence: Divergence = fitting,
+    recovery: Recovery | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Evolve a student of which layers keep few of their outputs, its divergence from the teacher as small as possible.
+
+    A cycle goes once through the layers that have more outputs than their goal. Each output in turn is zeroed
+    tentatively, weights and bias, and the divergence measured on inputs drawn anew; those that cause the least are
+    zeroed. Then weights that read nothing but zeros are zeroed, and the survivors recovered.
+
+    Parameters
+    ----------
+    teacher : nn.Module
+        Left as it is, in evaluation mode.
+    inputs : Tensor [n, ...]
+        Calibration inputs, ``batch`` of them for each layer and cycle; no labels are used.
+    goals : mapping of layer name to int
+        How many outputs convolutions and linear layers keep; others keep all. The network's answer is best left whole.
+    share : float
+        Of a layer's outputs, how many go in a cycle. They are judged one by one: of two that stand in for each other
+        either can be spared, but not both, so few should go at once.
+    divergence, recovery, seed
+        As for ``evolve``.
+
+    Returns
+    -------
+    The student, in evaluation mode, of the teacher's shapes: what is gone is zero.
+
+    Raises
+    ------
+    ValueError
+        On a layer that the network lacks or never calls, or that is neither a convolution nor linear; on a goal or a
+        share out of range.
+    """
+    teacher = original(teacher).eval()
+    _check(teacher, inputs, goals, share)
+    student, chance = copied(teacher), torch.Generator().manual_seed(seed)
+    alive = {name: torch.ones(len(weight_of(student.get_submodule(name))), dtype=torch.bool) for name in goals}
+    spare = sum(len(own) - goals[name] for name, own in alive.items())
+    with tqdm(total=spare, unit="output", disable=in_batch()) as bar:
+        for cycle in range(spare):  # at most: each zeroes one output or more
+            missing = {name: int(own.sum()) - goals[name] for name, own in alive.items() if own.sum() > goals[name]}
+            if not missing:
+                break
+            for name, many in missing.items():
+                part = inputs[torch.randperm(len(inputs), generator=chance)[:batch].to(inputs.device)]
+                living = alive[name].nonzero()[:, 0]
+                caused = _without_each(student, name, living, part, teacher(part), divergence)
+                gone = living[caused.argsort(stable=True)[: min(many, math.ceil(share * len(living)))]]
+                alive[name][gone] = False
+                _zero(student.get_submodule(name), gone)
+                bar.update(len(gone))
+            _zero_unread(student, part)
+            if recovery is not None:
+                held = {name: weight_of(layer) != 0 for name, layer in weight_layers(student).items()}
+                with torch.enable_grad():
+                    recovery(student, teacher, seed=seed + cycle)
+                hold(student, held)  # whatever the recovery did to the dead
+                for name, own in alive.items():
+                    _zero(student.get_submodule(name), (~own).nonzero()[:, 0])
+    return student.eval()
+
+
+def _check(teacher: nn.Module, inputs: Tensor, goals: Mapping[str, int], share: float) -> None:
+    layers = weight_layers(teacher)
+    for name, goal in goals.items():
+        if not isinstance(layers.get(name), nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            raise ValueError(f"the network has no convolution or linear layer {name!r}; it has {', '.join(layers)}")
+        rows = len(weight_of(layers[name]))
+        if not 1 <= goal <= rows:
+            raise ValueError(f"layer {name!r} has {rows} outputs and can keep 1..{rows}, got {goal}")
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie above 0 and up to 1, got {share}")
+    if uncalled := never_called(teacher, goals, inputs[:1]):
+        raise ValueError(f"layer {uncalled[0]!r} is never called: leave it out")
+
+
+def _without_each(
+    student: nn.Module, name: str, outputs: Tensor, inputs: Tensor, goal: object, divergence: Divergence
+) -> Tensor:
+    """The divergence that zeroing each of a layer's outputs alone would cause, [outputs]."""
+    layer, caused = student.get_submodule(name), []
+    with Suffix(student, layer, inputs) as suffix:
+        for output in outputs:
+            with _tentatively(layer, output):
+                caused.append(divergence(suffix(), goal).reshape(()))
+    return torch.stack(caused)
+
+
+def _zero(layer: nn.Module, outputs: Tensor) -> None:
+    for tensor in (weight_of(layer), bias_of(layer)):
+        if tensor is not None:
+            tensor[outputs.to(tensor.device)] = 0
+
+
+@contextmanager
+def _tentatively(layer: nn.Module, output: Tensor) -> Iterator[None]:
+    """An output's weights and its bias are zero inside the block and have their values back after it."""
+    held = [(tensor, tensor[output].clone()) for tensor in (weight_of(layer), bias_of(layer)) if tensor is not None]
+    _zero(layer, output)
+    try:
+        yield
+    finally:
+        for tensor, values in held:
+            tensor[output] = values
+
+
+def _zero_unread(student: nn.Module, inputs: Tensor) -> None:
+    """Zero the weights that were multiplied with nothing but zeros on all of the inputs."""
+    for layer in weight_layers(student).values():
+        if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            continue
+        read = torch.zeros((), dtype=torch.bool, device=inputs.device)
+        for part in inputs.split(PART):
+            for x, _ in calls(student, layer, part):
+                read = read | (input_vectors(layer, x) != 0).any(1)  # [groups, k]
+        if read.dim():
+            put_matrix(layer, matrix_of(layer) * read.repeat_interleave(len(weight_of(layer)) // len(read), dim=0))
