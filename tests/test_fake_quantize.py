@@ -115,6 +115,25 @@ def test_rates_in_the_loop_take_fewer_bytes_at_the_same_error() -> None:
     assert error < most and rated < size, (most, size, error, rated)
 
 
+def test_rows_and_columns_without_survivors_change_no_level_of_the_others() -> None:
+    """A small layer, and the same one spread out over rows and columns of a larger one, with and without levels."""
+    torch.manual_seed(0)
+    small, large = nn.Sequential(nn.Linear(30, 20)), nn.Sequential(nn.Linear(90, 100))
+    rows, columns = torch.randperm(100)[:20].sort()[0], torch.randperm(90)[:30].sort()[0]
+    with torch.no_grad():
+        small[0].weight *= torch.rand(20, 30) < 0.6
+        large[0].weight.zero_()
+        large[0].weight[rows[:, None], columns] = small[0].weight
+    bends = torch.rand(20) + 0.5, torch.rand(100)
+    bends[1][rows] = bends[0]
+    quantizations = [RateAwareQuantization(4, multiplier=1e-4, curvatures={"0": bend}, scaled=False) for bend in bends]
+    levels = [q.tensors(net)["0"] for q, net in zip(quantizations, (small, large))]
+    again = [RateAwareQuantization(multiplier=1e-4, levels={"0": own}) for own in levels]
+    for one, other in (levels, [q.tensors(net)["0"] for q, net in zip(again, (small, large))]):
+        assert 0 < one.mask.sum() < small[0].weight.count_nonzero()
+        assert (one.dense() == other.dense()[rows[:, None], columns]).all() and one.mask.sum() == other.mask.sum()
+
+
 def test_survivors_die_and_come_back_with_the_rates() -> None:
     teacher, inputs = dense()
     bends = curvatures(teacher, weight_layers(teacher), inputs[:500], mse)

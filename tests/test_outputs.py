@@ -1,13 +1,16 @@
 """Evolution of outputs: against brute force, and that what is gone is gone for every layer behind it."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from delib.distillation import Objective, Recipe, distill
 from delib.evolution import evolve_outputs
 from delib.evolution.outputs import _zero_unread
+from delib.nn import checkpoint, saved_to
 from delib.nn.divergence import mse
 
 INPUTS = torch.randn(150, 3, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -89,6 +92,34 @@ def test_the_same_seed_gives_the_same_student_and_the_teacher_is_left_as_it_was(
     students = [evolve_outputs(teacher, INPUTS, {"0": 4}, batch=40, divergence=mse, seed=5) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*(s.state_dict().values() for s in students), strict=True))
     assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in before.items())
+
+
+def test_interrupted_work_goes_on_to_the_same_bits(
+    teacher: nn.Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, stop = tmp_path / "log", tmp_path / "stop"
+
+    def recovery(student: nn.Module, teacher: nn.Module, *, seed: int) -> None:
+        distill(student, teacher, INPUTS, Recipe(5, batch=20), objective=Objective(mse), seed=seed)
+        with log.open("a") as file:
+            file.write(f"{seed} ")
+        if seed == 2 and stop.exists():
+            raise KeyboardInterrupt
+
+    def evolved(folder: str) -> nn.Module:
+        with saved_to(tmp_path / folder):
+            return evolve_outputs(teacher, INPUTS, {"0": 4, "5": 5}, batch=60, divergence=mse, recovery=recovery)
+
+    monkeypatch.setattr(checkpoint, "SAVE", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    straight = evolved("straight")
+    stop.touch()
+    with pytest.raises(KeyboardInterrupt):
+        evolved("stopped")
+    stop.unlink()
+    resumed = evolved("stopped")
+    assert log.read_text() == "0 1 2 0 1 2 2 ", "straight, interrupted, and from where it was"
+    assert all(map(torch.equal, straight.state_dict().values(), resumed.state_dict().values()))
 
 
 def test_a_weight_that_reads_something_once_stays() -> None:

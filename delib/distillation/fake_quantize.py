@@ -135,6 +135,13 @@ def _rated(rated: Rated, price: float, scales: NDArray[np.float16] | None) -> _C
     return _Code(levels.astype(np.float32), cuts, scales)
 
 
+def _block(alive: NDArray[np.bool_]) -> tuple[NDArray[np.intp], ...]:
+    """The rows and columns of a matrix in which something survives, as indices: on all others the file spends
+    next to nothing. All of them where nothing does."""
+    counted = alive if alive.any() else ~alive
+    return np.ix_(np.flatnonzero(counted.any(1)), np.flatnonzero(counted.any(0)))
+
+
 def _nearest(levels: NDArray[np.float32], scales: NDArray[np.float16] | None) -> _Code:
     """Every value takes its nearest level."""
     return _Code(levels, (levels[1:].astype(np.float64) + levels[:-1]) / 2, scales)
@@ -148,8 +155,9 @@ class RateAwareQuantization(FakeQuantization):
     are placed (see ``coding.entropy_constrained``) at the first pass, unless given in ``levels`` by layer, and again at
     each in ``again``, for the weights as they are by then; the passes after the last settle on them. A bit is worth
     ``multiplier`` of the divergence, of which ``curvatures`` ([rows] by name; see ``nn.curvatures``) are the second
-    derivatives by a weight of each output; without these, of the weights' squared error. With ``scaled``, steps have
-    equal effect in all outputs of a layer. At most 2**``bits`` levels beside zero.
+    derivatives by a weight of each output; without these, of the weights' squared error. Rows and columns of a weight
+    in which nothing survives do not count: the file tells them apart. With ``scaled``, steps have equal effect in all
+    outputs of a layer. At most 2**``bits`` levels beside zero.
     """
 
     multiplier: float = 1e-6
@@ -176,19 +184,22 @@ class RateAwareQuantization(FakeQuantization):
         bend = self._bend(name, len(weight))
         scales = as_scales(bend**-0.5) if self.scaled and weight.dim() > 1 else None
         spread = np.ones(len(weight)) if scales is None else scales.astype(np.float64)
-        price = self.multiplier / float((bend / 2 * spread**2).mean())
         values = weight.double().cpu().numpy().reshape(len(weight), -1) / spread[:, None]
-        return _rated(entropy_constrained(values, price, 2**bits + 1), price, scales)
+        block = _block(values != 0)
+        price = self.multiplier / float((bend / 2 * spread**2)[block[0][:, 0]].mean())
+        return _rated(entropy_constrained(values[block], price, 2**bits + 1), price, scales)
 
     def _given(self, name: str, tensor: LevelTensor) -> _Code:
         """The levels of a weight that has some, with the rates that its indices have."""
         bend = self._bend(name, len(tensor.mask))
         spread = np.ones(len(bend)) if tensor.scales is None else tensor.scales.astype(np.float64)
+        mask = tensor.mask.reshape(len(bend), -1)
+        block = _block(mask)
         levels, own = np.unique(np.append(tensor.codebook, np.float32(0)), return_inverse=True)
-        taken = np.append(np.bincount(tensor.indices, minlength=len(own) - 1), (~tensor.mask).sum())
-        shares = np.maximum(np.bincount(own, taken), 0.5) / tensor.mask.size
+        taken = np.append(np.bincount(tensor.indices, minlength=len(own) - 1), (~mask[block]).sum())
+        shares = np.maximum(np.bincount(own, taken), 0.5) / mask[block].size
         rated = Rated(levels.astype(np.float64), -np.log2(shares))
-        return _rated(rated, self.multiplier / float((bend / 2 * spread**2).mean()), tensor.scales)
+        return _rated(rated, self.multiplier / float((bend / 2 * spread**2)[block[0][:, 0]].mean()), tensor.scales)
 
     def _bend(self, name: str, rows: int) -> NDArray[np.float64]:
         given = self.curvatures.get(name, torch.full((rows,), 2.0))

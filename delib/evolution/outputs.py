@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from delib.evolution.assess import Suffix
 from delib.evolution.evolve import Recovery
 from delib.files import in_batch
 from delib.layerwise.reconstruct import input_vectors
+from delib.nn.checkpoint import Checkpoint
 from delib.nn.divergence import Divergence, fitting
 from delib.nn.hooks import calls, never_called
 from delib.nn.layers import bias_of, copied, hold, matrix_of, original, put_matrix, weight_layers, weight_of
@@ -59,7 +61,8 @@ def evolve_outputs(
 
     Returns
     -------
-    The student, in evaluation mode, of the teacher's shapes: what is gone is zero.
+    The student, in evaluation mode, of the teacher's shapes: what is gone is zero. In a run of notebooks, or inside
+    ``nn.saved_to``, interrupted work goes on after the cycle that it was last saved with.
 
     Raises
     ------
@@ -69,31 +72,48 @@ def evolve_outputs(
     """
     teacher = original(teacher).eval()
     _check(teacher, inputs, goals, share)
-    student, chance = copied(teacher), torch.Generator().manual_seed(seed)
+    student, cycle = copied(teacher), 0
     alive = {name: torch.ones(len(weight_of(student.get_submodule(name))), dtype=torch.bool) for name in goals}
-    spare = sum(len(own) - goals[name] for name, own in alive.items())
-    with tqdm(total=spare, unit="output", disable=in_batch()) as bar:
-        for cycle in range(spare):  # at most: each zeroes one output or more
-            missing = {name: int(own.sum()) - goals[name] for name, own in alive.items() if own.sum() > goals[name]}
-            if not missing:
-                break
+    saved = Checkpoint("outputs", teacher, inputs, goals, share, batch, divergence, recovery, seed)
+    if (held := saved.read(inputs.device)) is not None:
+        student.load_state_dict(held["student"])
+        cycle, alive = held["cycle"], {name: own.cpu() for name, own in held["alive"].items()}
+
+    def state() -> dict[str, Any]:
+        return {"student": student.state_dict(), "cycle": cycle, "alive": alive}
+
+    spare = {name: len(own) - goals[name] for name, own in alive.items()}
+    with tqdm(total=sum(spare.values()), unit="output", disable=in_batch()) as bar:
+        while missing := {name: int(own.sum()) - goals[name] for name, own in alive.items() if own.sum() > goals[name]}:
+            bar.update(sum(spare.values()) - sum(missing.values()) - bar.n)
+            chance = torch.Generator().manual_seed(seed * 1_000_003 + cycle)
             for name, many in missing.items():
                 part = inputs[torch.randperm(len(inputs), generator=chance)[:batch].to(inputs.device)]
                 living = alive[name].nonzero()[:, 0]
-                caused = _without_each(student, name, living, part, teacher(part), divergence)
+                caused = _without_each(student, name, living, part, teacher(part), divergence).cpu()
                 gone = living[caused.argsort(stable=True)[: min(many, math.ceil(share * len(living)))]]
                 alive[name][gone] = False
                 _zero(student.get_submodule(name), gone)
-                bar.update(len(gone))
             _zero_unread(student, part)
             if recovery is not None:
-                held = {name: weight_of(layer) != 0 for name, layer in weight_layers(student).items()}
-                with torch.enable_grad():
-                    recovery(student, teacher, seed=seed + cycle)
-                hold(student, held)  # whatever the recovery did to the dead
-                for name, own in alive.items():
-                    _zero(student.get_submodule(name), (~own).nonzero()[:, 0])
+                with saved.within(cycle):
+                    _recover(student, teacher, alive, recovery, seed + cycle)
+            cycle += 1
+            saved.offer(state)
+    saved.finish(state)
     return student.eval()
+
+
+def _recover(
+    student: nn.Module, teacher: nn.Module, alive: Mapping[str, Tensor], recovery: Recovery, seed: int
+) -> None:
+    """Recover the survivors; whatever this did to the dead, biases of outputs among them, is undone."""
+    held = {name: weight_of(layer) != 0 for name, layer in weight_layers(student).items()}
+    with torch.enable_grad():
+        recovery(student, teacher, seed=seed)
+    hold(student, held)
+    for name, own in alive.items():
+        _zero(student.get_submodule(name), (~own).nonzero()[:, 0])
 
 
 def _check(teacher: nn.Module, inputs: Tensor, goals: Mapping[str, int], share: float) -> None:
