@@ -82,18 +82,18 @@ def evolve_outputs(
     def state() -> dict[str, Any]:
         return {"student": student.state_dict(), "cycle": cycle, "alive": alive}
 
-    spare = {name: len(own) - goals[name] for name, own in alive.items()}
-    with tqdm(total=sum(spare.values()), unit="output", disable=in_batch()) as bar:
+    outputs, left = sum(map(len, alive.values())), sum(int(own.sum()) for own in alive.values())
+    total = outputs - sum(goals.values())
+    with tqdm(total=total, initial=outputs - left, unit="output", disable=in_batch()) as bar:
         while missing := {name: int(own.sum()) - goals[name] for name, own in alive.items() if own.sum() > goals[name]}:
-            bar.update(sum(spare.values()) - sum(missing.values()) - bar.n)
             chance = torch.Generator().manual_seed(seed * 1_000_003 + cycle)
             for name, many in missing.items():
                 part = inputs[torch.randperm(len(inputs), generator=chance)[:batch].to(inputs.device)]
-                living = alive[name].nonzero()[:, 0]
-                caused = _without_each(student, name, living, part, teacher(part), divergence).cpu()
-                gone = living[caused.argsort(stable=True)[: min(many, math.ceil(share * len(living)))]]
+                living = _least_missed(student, name, alive[name], part, teacher(part), divergence)
+                gone = living[: min(many, math.ceil(share * len(living)))]
                 alive[name][gone] = False
                 _zero(student.get_submodule(name), gone)
+                bar.update(len(gone))
             _zero_unread(student, part)
             if recovery is not None:
                 with saved.within(cycle):
@@ -130,16 +130,16 @@ def _check(teacher: nn.Module, inputs: Tensor, goals: Mapping[str, int], share: 
         raise ValueError(f"layer {uncalled[0]!r} is never called: leave it out")
 
 
-def _without_each(
-    student: nn.Module, name: str, outputs: Tensor, inputs: Tensor, goal: object, divergence: Divergence
+def _least_missed(
+    student: nn.Module, name: str, alive: Tensor, inputs: Tensor, goal: Any, divergence: Divergence
 ) -> Tensor:
-    """The divergence that zeroing each of a layer's outputs alone would cause, [outputs]."""
-    layer, caused = student.get_submodule(name), []
+    """The outputs of a layer that are alive, those first without which the divergence would be least, each alone."""
+    layer, living, caused = student.get_submodule(name), alive.nonzero()[:, 0], []
     with Suffix(student, layer, inputs) as suffix:
-        for output in outputs:
+        for output in living:
             with _tentatively(layer, output):
                 caused.append(divergence(suffix(), goal).reshape(()))
-    return torch.stack(caused)
+    return living[torch.stack(caused).cpu().argsort(stable=True)]
 
 
 def _zero(layer: nn.Module, outputs: Tensor) -> None:
