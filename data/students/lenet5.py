@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from delib.layerwise import finalize
 
 EXTENT = 0.35  # of the jitter, as in profile paper of notebook 01
 OUTPUTS = {"conv1": 8, "conv2": 14, "fc1": 24}
-PRICES = (1e-6, 2.5e-6, 6e-6)  # of a bit, one after another
+PRICES = (1e-6, 5e-6, 1e-5, 1.4e-5, 1.8e-5, 2.2e-5)  # of a bit, one after another
 RECOVERY, FINAL, LEVELS = Recipe(300), Recipe(3000, rate=0.02), Recipe(5000, rate=0.02)
 
 
@@ -37,20 +36,20 @@ def make(out: Path) -> None:
     def recovery(student: torch.nn.Module, teacher: torch.nn.Module, *, seed: int) -> None:
         distill(student, teacher, seen, RECOVERY, seed=seed)
 
-    def train_further(student: torch.nn.Module, recipe: Recipe, name: str, **options: Any) -> None:
-        distill(student, original, seen, recipe, checkpoint=out / f"{name}.ckpt", **options)
-        print(name, nn.accuracy(student, validation.images, validation.labels), flush=True)
+    def right(network: torch.nn.Module) -> float:
+        return nn.accuracy(network, validation.images, validation.labels)
 
     with nn.saved_to(out / "outputs.ckpt"):
         student = evolve_outputs(original, train.images, OUTPUTS, divergence=softened, recovery=recovery)
-    train_further(student, FINAL, "final", seed=99)
+    distill(student, original, seen, FINAL, seed=99, checkpoint=out / "final.ckpt")
+    print("Validation images right:", right(original), "by the teacher,", right(student), "by few outputs", flush=True)
     for i, price in enumerate(PRICES):
         levels = rate_aware(student, original, train.images[:300], multiplier=price, biases=True)
-        train_further(student, LEVELS, f"levels-{i}", during=levels, seed=i)
-    made = finalize(student, levels.tensors(student))
-    size, network = made.save(out / "lenet5.delib"), made.network(original)
-    right = nn.accuracy(network, validation.images, validation.labels)
-    print(size, "bytes,", nn.float32_bytes(original) / size, "times smaller; of the validation images right:", right)
+        distill(student, original, seen, LEVELS, during=levels, seed=i, checkpoint=out / f"levels-{i}.ckpt")
+        made = finalize(student, levels.tensors(student))
+        size = made.save(out / "lenet5.delib")
+        ratio, network = nn.float32_bytes(original) / size, made.network(original)
+        print(f"{price}: {size} bytes, {ratio:.1f} times smaller;", right(network), "right", flush=True)
 
 
 if __name__ == "__main__":
