@@ -23,7 +23,7 @@ from delib.layerwise import finalize
 
 EXTENT = 0.35  # of the jitter, as in profile paper of notebook 01
 OUTPUTS = {"conv1": 8, "conv2": 14, "fc1": 24}
-PRICES = (1e-6, 5e-6, 1e-5, 1.4e-5, 1.8e-5, 2.2e-5)  # of a bit, one after another
+PRICES = (1e-6, 5e-6)  # of a bit, one after another
 RECOVERY, FINAL, LEVELS = Recipe(300), Recipe(3000, rate=0.02), Recipe(5000, rate=0.02)
 
 
