@@ -146,14 +146,33 @@ def test_what_cannot_be_is_refused_by_name(teacher: nn.Sequential, goals: dict, 
         evolve_outputs(teacher, INPUTS, goals, share=share)
 
 
-def test_a_layer_that_is_never_called_is_refused(teacher: nn.Sequential) -> None:
-    class Unused(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+class Odd(nn.Module):
+    """A network with a layer that it never calls, and one whose weight it uses for something else as well."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.used(x)
+    def __init__(self, drawn: bool = False) -> None:
+        super().__init__()
+        self.drawn, self.used, self.idle, self.tied = drawn, nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
 
-    with pytest.raises(ValueError, match="layer 'idle' is never called"):
-        evolve_outputs(Unused(), torch.randn(5, 4), {"idle": 2})
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tied(self.used(x)) @ self.tied.weight
+        return x * torch.rand(()) if self.drawn else x
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "said"),
+    [
+        (Odd(), "idle", "layer 'idle' is never called"),
+        (Odd(drawn=True), "used", "answers differently each time"),
+    ],
+)
+def test_networks_that_cannot_be_assessed_are_refused(network: nn.Module, name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        evolve_outputs(network, torch.randn(5, 4), {name: 2}, divergence=mse)
+
+
+def test_a_weight_that_is_used_elsewhere_too_stays() -> None:
+    torch.manual_seed(0)
+    network, inputs = Odd(), torch.randn(50, 4)
+    student = evolve_outputs(network, inputs, {"used": 2}, divergence=mse)
+    assert not student.used.weight.any(1).all()
+    assert torch.equal(student.tied.weight, network.tied.weight)

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from delib.evolution.assess import Suffix
+from delib.evolution.check import checked_goals
 from delib.evolution.evolve import Recovery
 from delib.files import in_batch
 from delib.layerwise.reconstruct import input_vectors
 from delib.nn.checkpoint import Checkpoint
 from delib.nn.divergence import Divergence, fitting
-from delib.nn.hooks import calls, never_called
+from delib.nn.hooks import calls
 from delib.nn.layers import bias_of, copied, hold, matrix_of, original, put_matrix, weight_layers, weight_of
+from delib.nn.trace import agree
 
 PART = 100  # inputs at a time that are looked through for what is never read
 
@@ -67,11 +69,11 @@ def evolve_outputs(
     Raises
     ------
     ValueError
-        On a layer that the network lacks or never calls, or that is neither a convolution nor linear; on a goal or a
-        share out of range.
+        On a layer that the network lacks, or that is neither a convolution nor linear; on a goal or a share out of
+        range; and on whatever would make the result wrong (see ``checked_goals``).
     """
     teacher = original(teacher).eval()
-    _check(teacher, inputs, goals, share)
+    _check(teacher, inputs, goals, share, divergence)
     student, cycle = copied(teacher), 0
     alive = {name: torch.ones(len(weight_of(student.get_submodule(name))), dtype=torch.bool) for name in goals}
     saved = Checkpoint("outputs", teacher, inputs, goals, share, batch, divergence, recovery, seed)
@@ -116,7 +118,7 @@ def _recover(
         _zero(student.get_submodule(name), (~own).nonzero()[:, 0])
 
 
-def _check(teacher: nn.Module, inputs: Tensor, goals: Mapping[str, int], share: float) -> None:
+def _check(teacher: nn.Module, inputs: Tensor, goals: Mapping[str, int], share: float, divergence: Divergence) -> None:
     layers = weight_layers(teacher)
     for name, goal in goals.items():
         if not isinstance(layers.get(name), nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -126,8 +128,7 @@ def _check(teacher: nn.Module, inputs: Tensor, goals: Mapping[str, int], share: 
             raise ValueError(f"layer {name!r} has {rows} outputs and can keep 1..{rows}, got {goal}")
     if not 0 < share <= 1:
         raise ValueError(f"share must lie above 0 and up to 1, got {share}")
-    if uncalled := never_called(teacher, goals, inputs[:1]):
-        raise ValueError(f"layer {uncalled[0]!r} is never called: leave it out")
+    checked_goals(teacher, inputs, dict.fromkeys(goals, 0.5), divergence)
 
 
 def _least_missed(
@@ -161,13 +162,19 @@ def _tentatively(layer: nn.Module, output: Tensor) -> Iterator[None]:
 
 
 def _zero_unread(student: nn.Module, inputs: Tensor) -> None:
-    """Zero the weights that were multiplied with nothing but zeros on all of the inputs."""
+    """Zero the weights that are multiplied with nothing but zeros on all of the inputs.
+
+    Not those of a layer by which the answer would change: the network uses its weight elsewhere, too.
+    """
+    parts = inputs.split(PART)
     for layer in weight_layers(student).values():
         if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             continue
-        read = torch.zeros((), dtype=torch.bool, device=inputs.device)
-        for part in inputs.split(PART):
-            for x, _ in calls(student, layer, part):
-                read = read | (input_vectors(layer, x) != 0).any(1)  # [groups, k]
-        if read.dim():
-            put_matrix(layer, matrix_of(layer) * read.repeat_interleave(len(weight_of(layer)) // len(read), dim=0))
+        vectors = (input_vectors(layer, x) for part in parts for x, _ in calls(student, layer, part))
+        read = [(own != 0).any(1) for own in vectors]  # [groups, k]
+        if not read or (own := torch.stack(read).any(0)).all():
+            continue
+        held, answer = matrix_of(layer), student(parts[0])
+        put_matrix(layer, held * own.repeat_interleave(len(held) // len(own), dim=0))
+        if not agree(student(parts[0]), answer):
+            put_matrix(layer, held)
