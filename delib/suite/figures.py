@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
 
 from delib.suite.explorer import Frame
 
@@ -57,10 +58,11 @@ STYLE: Any = {  # matplotlib's own type for it lists every key of one version
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG, sharp on high-density screens; the figure is closed."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=CSS_DPI * SHARPNESS)
+    drawn, stored = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=CSS_DPI * SHARPNESS)
     plt.close(figure)
-    return buffer.getvalue()
+    Image.open(drawn).convert("RGB").save(stored, "PNG", optimize=True)  # a sixth smaller without its transparency
+    return stored.getvalue()
 
 
 def show(figure: Figure | bytes, alt: str) -> None:
