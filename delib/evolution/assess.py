@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import torch
@@ -56,15 +56,19 @@ def _replay(forward: Callable[..., Any], calls: Iterator[Call]) -> Callable[...,
 
 
 @contextmanager
-def tentatively_zeroed(layer: nn.Module, candidate: Tensor) -> Iterator[None]:
-    """The weights at flat indices ``candidate`` are zero inside the block and have their values back after it."""
-    weight = weight_of(layer).view(-1)
-    values = weight[candidate]
-    weight[candidate] = 0
+def zeroed(tensor: Tensor, places: Tensor) -> Iterator[None]:
+    """``tensor[places]`` is zero inside the block and has its values back after it; ``places`` are indices [n]."""
+    values = tensor[places]
+    tensor[places] = 0
     try:
         yield
     finally:
-        weight[candidate] = values
+        tensor[places] = values
+
+
+def tentatively_zeroed(layer: nn.Module, candidate: Tensor) -> AbstractContextManager[None]:
+    """The weights at flat indices ``candidate`` are zero inside the block and have their values back after it."""
+    return zeroed(weight_of(layer).view(-1), candidate)
 
 
 def assess(suffix: Suffix, candidates: Iterable[Tensor], teacher_outputs: Any, divergence: Divergence) -> Tensor:

@@ -7,15 +7,15 @@ they lie costs a file next to nothing; scattered, it costs more than their value
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from delib.evolution.assess import Suffix
+from delib.evolution.assess import Suffix, zeroed
 from delib.evolution.check import checked_goals
 from delib.evolution.evolve import Recovery
 from delib.files import in_batch
@@ -137,28 +137,23 @@ def _least_missed(
     """The outputs of a layer that are alive, those first without which the divergence would be least, each alone."""
     layer, living, caused = student.get_submodule(name), alive.nonzero()[:, 0], []
     with Suffix(student, layer, inputs) as suffix:
-        for output in living:
-            with _tentatively(layer, output):
+        for output in living.split(1):
+            with ExitStack() as zeros:
+                for tensor in _own(layer):
+                    zeros.enter_context(zeroed(tensor, output.to(tensor.device)))
                 caused.append(divergence(suffix(), goal).reshape(()))
     return living[torch.stack(caused).cpu().argsort(stable=True)]
 
 
+def _own(layer: nn.Module) -> list[Tensor]:
+    """A layer's weight, and its bias if it has one: an output's share of both is at the same index."""
+    bias = bias_of(layer)
+    return [weight_of(layer)] if bias is None else [weight_of(layer), bias]
+
+
 def _zero(layer: nn.Module, outputs: Tensor) -> None:
-    for tensor in (weight_of(layer), bias_of(layer)):
-        if tensor is not None:
-            tensor[outputs.to(tensor.device)] = 0
-
-
-@contextmanager
-def _tentatively(layer: nn.Module, output: Tensor) -> Iterator[None]:
-    """An output's weights and its bias are zero inside the block and have their values back after it."""
-    held = [(tensor, tensor[output].clone()) for tensor in (weight_of(layer), bias_of(layer)) if tensor is not None]
-    _zero(layer, output)
-    try:
-        yield
-    finally:
-        for tensor, values in held:
-            tensor[output] = values
+    for tensor in _own(layer):
+        tensor[outputs.to(tensor.device)] = 0
 
 
 def _zero_unread(student: nn.Module, inputs: Tensor) -> None:
