@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,3 +109,20 @@ def test_a_bias_is_not_quantised_and_makes_up_for_the_rest() -> None:
     assert torch.equal(found[:, :-1], dense(levels).to(found))
     kept = torch.cat([found[:, :-1], matrix[:, -1:]], dim=1)
     assert float(moments.error(found).sum()) < float(moments.error(kept).sum())
+
+
+def test_scales_where_outputs_count_differently_and_only_there() -> None:
+    moments, matrix = layer(32, 60)
+    unit = float(moments.energy.sum()) / moments.inputs / matrix.numel()
+    alike, _ = quantize_rate_aware(moments, matrix, 0.3 * unit)
+    assert alike.scales is None
+    sizes = torch.logspace(-2, 2, 32, dtype=torch.float64)
+    moments = replace(moments, cross=moments.cross * sizes[:, None], energy=moments.energy * sizes**2)
+    levels, found = quantize_rate_aware(moments, matrix * sizes[:, None], 0.3 * unit, 1 / sizes**2)
+    assert levels.scales is not None and levels.scales.dtype == np.float16
+    assert torch.allclose(found, dense(levels), rtol=1e-6)
+    relative = moments.error(found) / moments.energy
+    assert relative.max() < 10 * relative.min()  # one codebook for all would leave the small ones nothing
+    same = moments.error(dense(alike) * sizes[:, None]) / moments.energy
+    assert relative.mean() < 1.05 * same.mean()
+    assert len(encode({"w": levels})) < 1.05 * len(encode({"w": alike})) + 2 * 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -57,6 +58,22 @@ def test_later_layers_correct_the_errors_of_those_before(network: nn.Sequential,
     with torch.no_grad():
         together = float(mse(student(INPUTS), network(INPUTS)))
     assert together < sum(database[name][level].cost for name, level in middle.items())
+
+
+@torch.no_grad()
+def test_errors_move_to_positions_that_count_less(network: nn.Sequential) -> None:
+    """The left half is smooth, the right half noise, which decides unless the left counts more."""
+    inputs = torch.cat([INPUTS[..., :4], 3 * INPUTS.diff(dim=-1)[..., -4:]], dim=-1)
+    counts = torch.cat([torch.ones(6, 3), torch.full((6, 3), 1e-3)], dim=1)
+    options = [{}, {"position_weights": lambda answers: counts.expand(len(answers), -1, -1)}]
+    ratios = []
+    for option in options:
+        student = copied(network)
+        database = RateDatabase.build(network, {"0": 0.6}, inputs, [1e-7, 1e-6], mse, **option)
+        database.put(student, {"0": 0})
+        errors = (student[0](inputs) - network[0](inputs)).square()
+        ratios.append(float(errors[..., :2].mean() / errors[..., 4:].mean()))
+    assert ratios[1] < 0.7 * ratios[0]
 
 
 def test_equal_slopes_are_the_best_sum_of_costs_at_their_bytes(database: RateDatabase) -> None:

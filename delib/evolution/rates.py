@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,13 @@ from torch import Tensor, nn
 from delib.coding.container import LevelTensor, encode
 from delib.evolution.database import Allocation
 from delib.layerwise.admm import admm
-from delib.layerwise.compress import layer_sensitivities
+from delib.layerwise.compress import Compression, layer_sensitivities, position_maps
 from delib.layerwise.rate_aware import quantize_rate_aware
-from delib.layerwise.reconstruct import moments, reconstruct
+from delib.layerwise.reconstruct import Moments, moments, reconstruct
 from delib.nn.checkpoint import Checkpoint, from_arrays, to_arrays
 from delib.nn.divergence import Divergence
 from delib.nn.layers import copied, matrix_of, put_matrix, weight_layers, weight_of
 
-ITERATIONS = 75  # of ADMM: rates move the support anyway
 _Saved = tuple[float, list[Tensor | None], Tensor, int, float]  # an entry in a checkpoint
 
 
@@ -57,38 +57,35 @@ class RateDatabase(dict[str, list[RateEntry]]):
         inputs: Tensor,
         multipliers: Sequence[float],
         divergence: Divergence,
+        settings: Compression = Compression(),
+        position_weights: Callable[[Any], Tensor] | None = None,
     ) -> RateDatabase:
         """The layers in ``sparsities``, in the network's order, at every one of the rising
         ``multipliers`` (divergence per bit).
 
         Each starts from the support that ADMM finds at its sparsity, reconstructed, and moves it as the rates demand
         (see ``quantize_rate_aware``). Its inputs are those that the layers before deliver at the middle multiplier, so
-        that it also corrects their errors; an allocation far from that is corrected less well. In a run of notebooks an
-        interrupted database goes on after the layer that it was last saved with.
+        that it also corrects their errors; an allocation far from that is corrected less well. ``settings`` and
+        ``position_weights`` are those of ``layerwise.compress``; bits and multiplier of the settings are not used. In a
+        run of notebooks an interrupted database goes on after the layer that it was last saved with.
         """
         database, student = cls(), copied(teacher)
-        saved = Checkpoint("rates", teacher, sparsities, inputs, multipliers, divergence)
+        fixed = sparsities, inputs, multipliers, divergence, settings, position_weights
+        saved = Checkpoint("rates", teacher, *fixed)
         made: dict[str, list[_Saved]] = saved.read(inputs.device) or {}
         layers = {name: layer for name, layer in weight_layers(teacher).items() if name in sparsities}
         sensitive = layer_sensitivities(teacher, layers, inputs, divergence)
-        for name in layers:
-            layer = student.get_submodule(name)
+        positions = position_maps(teacher, inputs, settings.batch, position_weights)
+        summed: dict[str, Any] = {"position_weights": positions, "enough": settings.enough}
+        for name, layer in layers.items():
             if name not in made:
-                matrix, size = matrix_of(layer), weight_of(layer).numel()
-                sums = moments(student, teacher, name, inputs)
+                sums = moments(student, teacher, name, inputs, settings.batch, **summed)
                 weights = sensitive[name] / 2  # of a quadratic function's curvature is its value
-                survivors = size - round(sparsities[name] * size)
-                support, _ = admm(sums, matrix, survivors, weights, iterations=ITERATIONS)
-                start, entries = reconstruct(sums, support, matrix), []
-                for multiplier in multipliers:
-                    levels, rounded = quantize_rate_aware(sums, start, multiplier, weights)
-                    levels = levels.reshaped(tuple(weight_of(layer).shape))
-                    cost = float((sums.error(rounded).clamp_min(0) * weights).sum()) / sums.inputs
-                    entries.append(RateEntry(multiplier, levels, rounded, len(encode({name: levels})), cost))
+                entries = _entries(name, layer, sums, sparsities[name], weights, multipliers, settings)
                 made[name] = [entry.state() for entry in entries]
                 saved.offer(lambda: made)
             entries = [RateEntry.of(state) for state in made[name]]
-            put_matrix(layer, entries[len(entries) // 2].matrix)
+            put_matrix(student.get_submodule(name), entries[len(entries) // 2].matrix)
             database[name] = _falling(entries)
         saved.finish(lambda: made)
         return database
@@ -118,6 +115,28 @@ class RateDatabase(dict[str, list[RateEntry]]):
     def total(self, allocation: Allocation) -> int:
         """Bytes of all layers."""
         return sum(self[name][level].bytes for name, level in allocation.items())
+
+
+def _entries(
+    name: str,
+    layer: nn.Module,
+    sums: Moments,
+    sparsity: float,
+    weights: Tensor,
+    multipliers: Iterable[float],
+    settings: Compression,
+) -> list[RateEntry]:
+    """One layer at every multiplier, from the support that ADMM finds at a sparsity."""
+    matrix, weight = matrix_of(layer), weight_of(layer)
+    survivors = weight.numel() - round(sparsity * weight.numel())
+    support, _ = admm(sums, matrix, survivors, weights, ridge=settings.ridge, iterations=settings.iterations)
+    start, entries = reconstruct(sums, support, matrix, settings.ridge), []
+    for multiplier in multipliers:
+        levels, rounded = quantize_rate_aware(sums, start, multiplier, weights, ridge=settings.ridge)
+        cost = float((sums.error(rounded).clamp_min(0) * weights).sum()) / sums.inputs
+        levels = levels.reshaped(tuple(weight.shape))
+        entries.append(RateEntry(multiplier, levels, rounded, len(encode({name: levels})), cost))
+    return entries
 
 
 def _falling(entries: Iterable[RateEntry]) -> list[RateEntry]:

@@ -144,8 +144,7 @@ def compress(
     student = copied(teacher)
     levels: dict[str, LevelTensor] = {}
     names = [name for name in layers if name in targets or name in rounding]
-    parts = inputs.split(settings.batch)
-    positions = None if position_weights is None else torch.cat([position_weights(teacher(part)) for part in parts])
+    positions = position_maps(teacher, inputs, settings.batch, position_weights)
     weighted = {n: layers[n] for n in names if targets.get(n) or settings.multiplier}
     sensitive = layer_sensitivities(teacher, weighted, inputs, divergence)
     saved = Checkpoint("compress", teacher, inputs, targets, settings, rounding, position_weights, divergence)
@@ -183,6 +182,15 @@ def _taken_up(saved: Checkpoint, student: nn.Module, levels: dict[str, LevelTens
         if parts:
             levels[name] = LevelTensor(*to_arrays(parts))
     return list(done)
+
+
+def position_maps(
+    teacher: nn.Module, inputs: Tensor, batch: int, position_weights: Callable[[Any], Tensor] | None
+) -> Tensor | None:
+    """How much positions count on each input, [n, rows, columns], from the teacher's outputs; None without weights."""
+    if position_weights is None:
+        return None
+    return torch.cat([position_weights(teacher(part)) for part in inputs.split(batch)])
 
 
 def layer_sensitivities(

@@ -6,19 +6,23 @@ each bit that the file spends on it. Zero is a level like any other, so the supp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from delib.coding.container import LevelTensor
 from delib.coding.entropy import LEVELS, as_tensor, entropy_constrained
+from delib.coding.quantize import as_scales, row_scales
 from delib.layerwise.reconstruct import RIDGE, Moments
 from delib.layerwise.rounding import by_columns, sweep
 
 LOOKED = 32  # rows of a group that the curvature of the levels is summed over
 LEAST_SHARE = 2.0**-10  # of survivors that the model of masks expects anywhere, as the container's does
+SCALE_BITS = 16  # that the file spends on an output's scale
 SWEEPS = 12  # over all weights at most; on the networks here the cost changes by less than a thousandth after eight
 
 
@@ -66,7 +70,8 @@ def quantize_rate_aware(
     After CERWU (Conzelmann and Bamler 2025, section 3), which takes weight by weight the cheapest of error and rate
     while the rest compensates, as coordinate descent, so that weights can be looked at again when the rates have
     changed; it starts from the support in ``matrix`` and may move it. Levels begin as ``entropy_constrained`` ones and
-    become the means of what is assigned to them; the rates are those of the assignment before.
+    become the means of what is assigned to them; the rates are those of the assignment before. Outputs get a scale each
+    (see ``output_scales``) where that is cheaper than doing without, as judged after the first sweep.
 
     Parameters
     ----------
@@ -90,35 +95,58 @@ def quantize_rate_aware(
     matrix : Tensor [rows, k]
         The same values, and the bias that suits them.
     """
-    state = _Descent(moments, matrix, multiplier, row_weights, ridge)
-    state.place(count)
-    best, kept = float("inf"), None
-    for _ in range(sweeps):
-        state.sweep()
-        state.update()
-        cost = state.cost()
-        if kept is None or cost < best:
-            kept = state.result()
+    begun = [_Descent(moments, matrix, multiplier, row_weights, ridge, scaled) for scaled in (False, True)]
+    for descent in begun:
+        descent.place(count)
+        descent.step()
+    descent = min(begun, key=_Descent.cost)
+    best, kept = descent.cost(), descent.result()
+    for _ in range(1, sweeps):
+        descent.step()
+        cost = descent.cost()
+        if cost < best:
+            kept = descent.result()
         if best - cost < 1e-3 * abs(cost):
             break
         best = cost
-    assert kept is not None
     return kept
+
+
+def output_scales(matrix: Tensor, row_weights: Tensor) -> NDArray[np.float16]:
+    """What the values [rows, k] of each output are divided by before they take levels: [rows], the largest 1.
+
+    Levels that lie s^-1/2 apart leave each output an error that counts alike, best at many bits. At few, most weights
+    of an output that is small, or that counts little, would take the level zero, whatever the others could make of it:
+    the scales are the geometric means of s^-1/2 and of the survivors' root mean squares. On YOLOv3-tiny's layers this
+    costs up to a tenth less than one codebook without scales, at worst 1% more.
+    """
+    sizes = row_scales(matrix.cpu().numpy()) / row_weights.double().sqrt().cpu().numpy()
+    return as_scales(np.sqrt(sizes))
 
 
 class _Descent:
     """Coordinate descent over one layer's weights [groups, rows, k], their levels and rates."""
 
     def __init__(
-        self, moments: Moments, matrix: Tensor, multiplier: float, row_weights: Tensor | None, ridge: float
+        self,
+        moments: Moments,
+        matrix: Tensor,
+        multiplier: float,
+        row_weights: Tensor | None,
+        ridge: float,
+        scaled: bool = False,
     ) -> None:
         groups, k = moments.groups, matrix.shape[1]
-        self.moments, self.dtype, self.columns = moments, matrix.dtype, k - moments.bias
+        self.dtype, self.columns, self.multiplier = matrix.dtype, k - moments.bias, multiplier
         self.gram = moments.damped(ridge)
-        start = matrix.to(self.gram)
-        self.values = start.view(groups, -1, k).clone()
-        self.weights = torch.ones_like(start[:, 0]) if row_weights is None else row_weights.to(self.gram)
-        self.multiplier = multiplier
+        weights = torch.ones(len(matrix)).to(self.gram) if row_weights is None else row_weights.to(self.gram)
+        self.scales = output_scales(matrix[:, : self.columns], weights) if scaled else None
+        self.spread = torch.ones_like(weights) if self.scales is None else torch.from_numpy(self.scales).to(weights)
+        # From here on everything is in units of the scales.
+        start = matrix.to(self.gram) / self.spread[:, None]
+        cross, energy = moments.cross / self.spread[:, None], moments.energy / self.spread.square()
+        self.moments = moments = replace(moments, cross=cross, energy=energy)
+        self.values, self.weights = start.view(groups, -1, k).clone(), weights * self.spread.square()
         self.price = multiplier * moments.inputs / self.weights.view(groups, -1)  # in units of the Gram matrix
         pull = moments.cross + moments.per_row(moments.damping(ridge)) * start  # as in ``reconstruct``
         self.pull = pull.view(groups, -1, k)
@@ -134,6 +162,11 @@ class _Descent:
         nearest = torch.bucketize(own.contiguous(), (self.levels[1:] + self.levels[:-1]) / 2)
         self.indices = nearest.flatten(0, 1)
         self.prices = Prices.of(self.indices, self.zero, len(self.levels))
+
+    def step(self) -> None:
+        """A sweep over all weights, then new levels and rates."""
+        self.sweep()
+        self.update()
 
     def sweep(self) -> None:
         """Every weight once takes its cheapest level given all others; a bias its best value."""
@@ -183,13 +216,14 @@ class _Descent:
         """The error, weighted, per input, and the bits at their price."""
         matrix = self.values.flatten(0, 1)
         error = (self.moments.error(matrix) * self.weights).sum() / self.moments.inputs
-        return float(error) + self.multiplier * self.prices.total(self.indices)
+        bits = self.prices.total(self.indices) + (0 if self.scales is None else SCALE_BITS * len(matrix))
+        return float(error) + self.multiplier * bits
 
     def result(self) -> tuple[LevelTensor, Tensor]:
         order = self.levels.argsort()
         indices = order.argsort()[self.indices]
-        tensor = as_tensor(indices.cpu().numpy(), self.levels[order].cpu().numpy())
-        return tensor, self.values.flatten(0, 1).to(self.dtype)
+        tensor = as_tensor(indices.cpu().numpy(), self.levels[order].cpu().numpy(), self.scales)
+        return tensor, (self.values.flatten(0, 1) * self.spread[:, None]).to(self.dtype)
 
 
 def _in_half_precision(levels: Tensor) -> Tensor:
