@@ -73,7 +73,7 @@ def test_fewer_bytes_at_the_same_error_than_support_values_and_levels_one_after_
     unit = float(moments.energy.sum()) / moments.inputs / matrix.numel()
     fewer = [
         len(encode({"w": levels})) / len(encode({"w": usual}))
-        for multiplier in unit * np.geomspace(0.05, 1, 5)
+        for multiplier in unit * np.geomspace(0.05, 1, 9)
         for levels, _ in [quantize_rate_aware(moments, start, multiplier)]
         if float(moments.error(dense(levels)).sum()) <= error
     ]

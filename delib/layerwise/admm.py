@@ -57,7 +57,7 @@ def admm(
     strength : Tensor [rows, k]
         |W + V/ρ| at the end, in the scale in which weights were compared: the larger, the more firmly held.
     """
-    problem = _Scaled(moments, matrix, row_weights, ridge)
+    problem = Scaled(moments, matrix, row_weights, ridge)
     barred = torch.zeros_like(matrix, dtype=torch.bool) if allowed is None else ~allowed
     counted = ~barred
     if moments.bias:
@@ -87,8 +87,12 @@ def admm(
     return support.reshape(shape), joined.abs().reshape(shape)
 
 
-class _Scaled:
-    """The least-squares problem with inputs scaled to unit mean square and rows scaled by their weights."""
+class Scaled:
+    """The least-squares problem with inputs scaled to unit mean square and rows scaled by their weights.
+
+    ``start`` [groups, rows, k] is the matrix in these units: itself times ``units``. ``curvature`` is the weighted
+    squared error's second derivative by each entry.
+    """
 
     def __init__(self, moments: Moments, matrix: Tensor, row_weights: Tensor | None, ridge: float) -> None:
         gram = moments.damped(ridge)
@@ -97,11 +101,12 @@ class _Scaled:
         values, vectors = torch.linalg.eigh(gram * scale[:, :, None] * scale[:, None, :])
         rows = gram.new_ones(len(matrix)) if row_weights is None else row_weights.to(gram.dtype).sqrt()
         scales = (rows / rows.mean()).view(groups, -1, 1)
+        self.units, self.curvature = (scales / scale[:, None, :]).float(), 2 * float(rows.mean().square())
         start = matrix.to(gram.dtype).view(groups, -1, k)
         extra = gram.diagonal(dim1=1, dim2=2) - moments.gram.diagonal(dim1=1, dim2=2)
         target = moments.cross.view(groups, -1, k) + extra[:, None, :] * start  # damping pulls towards the start
         self.values, self.vectors = values.float(), vectors.float()
-        self.start = (start / scale[:, None, :] * scales).float()
+        self.start = start.float() * self.units
         self.target = (target * scale[:, None, :] * scales @ vectors).float()
 
     def solve(self, pull: Tensor, penalty: float) -> Tensor:

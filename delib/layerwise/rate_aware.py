@@ -2,6 +2,10 @@
 
 What a weight costs is the squared output error that it leaves once all others have made up for it, plus a price for
 each bit that the file spends on it. Zero is a level like any other, so the support comes out of the same choice.
+
+Weights that take their cheapest level one after the other soon find no better one, far from the best of all. ADMM sees
+all of them at once: as in ``admm``, a matrix that fits and one that may be stored are drawn together, but where that
+one keeps the largest weights, here each takes its cheapest level. Single weights have the last word.
 """
 
 from __future__ import annotations
@@ -17,12 +21,17 @@ from torch.nn import functional as F
 from delib.coding.container import LevelTensor
 from delib.coding.entropy import LEVELS, as_tensor, entropy_constrained
 from delib.coding.quantize import as_scales, row_scales
+from delib.layerwise.admm import Scaled
 from delib.layerwise.reconstruct import RIDGE, Moments
 from delib.layerwise.rounding import by_columns, sweep
 
 LOOKED = 32  # rows of a group that the curvature of the levels is summed over
 LEAST_SHARE = 2.0**-10  # of survivors that the model of masks expects anywhere, as the container's does
 SCALE_BITS = 16  # that the file spends on an output's scale
+# Of ADMM: iterations, after how many of them levels and rates follow, and the penalty at the start and at the end, for
+# a Gram matrix of unit diagonal.
+ITERATIONS, UPDATE = 60, 4
+PENALTIES = 0.1, 1.0
 SWEEPS = 12  # over all weights at most; on the networks here the cost changes by less than a thousandth after eight
 
 
@@ -63,15 +72,17 @@ def quantize_rate_aware(
     *,
     count: int = LEVELS,
     ridge: float = RIDGE,
+    iterations: int = ITERATIONS,
     sweeps: int = SWEEPS,
 ) -> tuple[LevelTensor, Tensor]:
     """Levels for a layer of least Σ_r s_r ‖w_r X - y_r‖² / inputs + ``multiplier`` · bits.
 
     After CERWU (Conzelmann and Bamler 2025, section 3), which takes weight by weight the cheapest of error and rate
     while the rest compensates, as coordinate descent, so that weights can be looked at again when the rates have
-    changed; it starts from the support in ``matrix`` and may move it. Levels begin as ``entropy_constrained`` ones and
-    become the means of what is assigned to them; the rates are those of the assignment before. Outputs get a scale each
-    (see ``output_scales``) where that is cheaper than doing without, as judged after the first sweep.
+    changed; before, ADMM looks at all of them at once. It starts from the support in ``matrix`` and may move it. Levels
+    begin as ``entropy_constrained`` ones and become the means of what is assigned to them; the rates are those of the
+    assignment before. Outputs get a scale each (see ``output_scales``) where that is cheaper than doing without, as
+    judged after a first sweep.
 
     Parameters
     ----------
@@ -85,6 +96,8 @@ def quantize_rate_aware(
         s, how much an error of each output counts.
     count : int
         Levels at most, zero among them.
+    iterations : int
+        Of ADMM.
     sweeps : int
         At most; it ends where the cost falls by less than a thousandth.
 
@@ -101,6 +114,7 @@ def quantize_rate_aware(
         descent.step()
     descent = min(begun, key=_Descent.cost)
     best, kept = descent.cost(), descent.result()
+    descent.alternate(iterations, ridge)
     for _ in range(1, sweeps):
         descent.step()
         cost = descent.cost()
@@ -146,7 +160,7 @@ class _Descent:
         start = matrix.to(self.gram) / self.spread[:, None]
         cross, energy = moments.cross / self.spread[:, None], moments.energy / self.spread.square()
         self.moments = moments = replace(moments, cross=cross, energy=energy)
-        self.values, self.weights = start.view(groups, -1, k).clone(), weights * self.spread.square()
+        self.start, self.values, self.weights = start, start.view(groups, -1, k).clone(), weights * self.spread.square()
         self.price = multiplier * moments.inputs / self.weights.view(groups, -1)  # in units of the Gram matrix
         pull = moments.cross + moments.per_row(moments.damping(ridge)) * start  # as in ``reconstruct``
         self.pull = pull.view(groups, -1, k)
@@ -161,6 +175,47 @@ class _Descent:
         self.zero = int((self.levels == 0).nonzero()[0])
         nearest = torch.bucketize(own.contiguous(), (self.levels[1:] + self.levels[:-1]) / 2)
         self.indices = nearest.flatten(0, 1)
+        self.prices = Prices.of(self.indices, self.zero, len(self.levels))
+
+    def alternate(self, iterations: int, ridge: float) -> None:
+        """ADMM between the matrix that fits and the one that has levels, at which it ends."""
+        problem = Scaled(self.moments, self.start, self.weights, ridge)
+        bit = self.multiplier * self.moments.inputs / problem.curvature
+        stored, dual = problem.start, torch.zeros_like(problem.start)
+        for step, penalty in enumerate(np.geomspace(*PENALTIES, iterations)):
+            fitted = problem.solve(penalty * stored - dual, penalty)
+            joined = (fitted + dual / penalty) / problem.units
+            weights = problem.units[:, :, : self.columns].square()
+            self.project(joined, weights, bit / penalty)
+            if step % UPDATE == UPDATE - 1:
+                self.follow(joined, weights)
+            stored = self.values.float() * problem.units
+            dual += penalty * (fitted - stored)
+
+    def project(self, joined: Tensor, weights: Tensor, bit: float) -> None:
+        """Each value takes the level of least ``weights`` · difference² / 2 + ``bit`` · bits; a bias stays."""
+        values, bits = joined[:, :, : self.columns], self.prices.levels.tolist()
+        alive, dead = (rate.view_as(values).to(values) for rate in (self.prices.alive, self.prices.dead))
+        least, indices = torch.full_like(values, torch.inf), torch.zeros_like(values, dtype=torch.long)
+        for i, level in enumerate(self.levels.tolist()):
+            cost = weights / 2 * (values - level).square() + bit * (dead if i == self.zero else alive + bits[i])
+            indices.masked_fill_(cost < least, i)
+            least = torch.minimum(cost, least)
+        self.indices = indices.flatten(0, 1)
+        self.values[:, :, : self.columns] = self.levels[indices]
+        self.values[:, :, self.columns :] = joined[:, :, self.columns :].to(self.values)
+
+    def follow(self, joined: Tensor, weights: Tensor) -> None:
+        """Levels become the weighted means of the values that take them, and rates follow; what none takes goes."""
+        own = self.indices.flatten()
+        of = lambda values: torch.zeros(len(self.levels)).to(values).index_add_(0, own, values.flatten())  # noqa: E731
+        mass, total = of(weights), of(weights * joined[:, :, : self.columns])
+        used = mass > 0
+        used[self.zero] = True
+        means = torch.where(mass > 0, total / mass, 0).to(self.levels)
+        means[self.zero] = 0
+        self.levels, renumbered = means[used], used.cumsum(0) - 1
+        self.indices, self.zero = renumbered[self.indices], int(renumbered[self.zero])
         self.prices = Prices.of(self.indices, self.zero, len(self.levels))
 
     def step(self) -> None:
