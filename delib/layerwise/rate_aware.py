@@ -30,7 +30,7 @@ LEAST_SHARE = 2.0**-10  # of survivors that the model of masks expects anywhere,
 SCALE_BITS = 16  # that the file spends on an output's scale
 # Of ADMM: iterations, after how many of them levels and rates follow, and the penalty at the start and at the end, for
 # a Gram matrix of unit diagonal.
-ITERATIONS, UPDATE = 60, 4
+ITERATIONS, UPDATE = 75, 4
 PENALTIES = 0.1, 1.0
 SWEEPS = 12  # over all weights at most; on the networks here the cost changes by less than a thousandth after eight
 
