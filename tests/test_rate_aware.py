@@ -128,3 +128,18 @@ def test_scales_where_outputs_count_differently_and_only_there() -> None:
         for values, tensor in ((found, levels), (dense(alike) * sizes[:, None], alike))
     ]
     assert costs[0] < 1.03 * costs[1] + 0.3 * unit * 16 * 32
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_chosen_together_cost_less_than_one_after_the_other(groups: int) -> None:
+    moments, matrix = layer(64, 120, seed=1, groups=groups)
+    unit = float(moments.energy.sum()) / moments.inputs / matrix.numel()
+    start = reconstruct(moments, admm(moments, matrix.float(), int(0.1 * matrix.numel()))[0], matrix)
+    ratios = []
+    for multiplier in unit * np.geomspace(0.05, 0.5, 4):
+        found = [quantize_rate_aware(moments, start, multiplier, iterations=many)[0] for many in (75, 0)]
+        errors = [float(moments.error(dense(levels)).sum()) / moments.inputs for levels in found]
+        together, single = (e + multiplier * 8 * len(encode({"w": levels})) for e, levels in zip(errors, found))
+        ratios.append(together / single)
+    assert max(ratios) < 1.01
+    assert np.mean(ratios) < 0.93

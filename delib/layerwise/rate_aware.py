@@ -5,7 +5,8 @@ each bit that the file spends on it. Zero is a level like any other, so the supp
 
 Weights that take their cheapest level one after the other soon find no better one, far from the best of all. ADMM sees
 all of them at once: as in ``admm``, a matrix that fits and one that may be stored are drawn together, but where that
-one keeps the largest weights, here each takes its cheapest level. Single weights have the last word.
+one keeps the largest weights, here each takes its cheapest level. Leng et al. 2018 (section 3) did so for levels alone,
+without rates. Single weights have the last word.
 """
 
 from __future__ import annotations
