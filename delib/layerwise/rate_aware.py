@@ -276,9 +276,8 @@ class _Descent:
         return float(error) + self.multiplier * bits
 
     def result(self) -> tuple[LevelTensor, Tensor]:
-        order = self.levels.argsort()
-        indices = order.argsort()[self.indices]
-        tensor = as_tensor(indices.cpu().numpy(), self.levels[order].cpu().numpy(), self.scales)
+        levels, place = self.levels.unique(return_inverse=True)  # in rising order; two may have met
+        tensor = as_tensor(place[self.indices].cpu().numpy(), levels.cpu().numpy(), self.scales)
         return tensor, (self.values.flatten(0, 1) * self.spread[:, None]).to(self.dtype)
 
 
