@@ -6,14 +6,12 @@ photos of the folder to which nothing was fitted; bytes are those of the weights
 
 - ``one price``: supports by ADMM, at a sparsity that suits the price, which rates then move; levels and rates together,
   each layer fitted to the ones before.
-- ``evolved prices``: the same with a price for each layer, that of the entries of a rate database which win a search by
-  the network's divergence on other inputs (``evolution.search_allocation``), at several totals of bytes.
 - ``k-means``: supports by ADMM at 90%, k-means at 4 and 3 bits, rounding errors compensated.
 - ``nncodec``: uniform levels by rate and distortion (DeepCABAC) at several step sizes, with dependent quantisation
   (trellis) and without, of the dense weights and of those at the sparse supports; its ``lambda_scale`` is 1, and no
   other was tried. It needs ``--nncodec``, the Python of an environment of its own, as numpy must be below 2.
-- ``saved``: the least share of another pipeline's bytes that the better of the first two saves at the same divergence,
-  interpolated between their settings in the logarithms of both; None where no setting of the other lies between them.
+- ``saved``: the least share of a pipeline's bytes that ``one price`` saves at the same divergence, interpolated between
+  its prices in the logarithms of both; None where no setting of the pipeline lies between them.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from delib import detection
 from delib.coding import encode
 from delib.data import CLASSIFIERS, fashion_mnist, teacher
 from delib.detection import SHOWN
-from delib.evolution import RateDatabase, Search, scale_sparsities, search_allocation
+from delib.evolution import scale_sparsities
 from delib.layerwise import Compression, compress
 from delib.nn import copied, folded, kl, norm_pairs, predict, soft_kl, weight_layers, weight_of
 from delib.suite.parameters import read_parameters
@@ -51,17 +49,9 @@ PRICES = {
     "resnet": [(0.9, price) for price in (5e-8, 1e-7, 2e-7, 3e-7, 4.5e-7, 6e-7)],
     "yolov3-tiny": [(0.9, 1e-7), (0.85, 2e-7), (0.9, 3e-7), (0.85, 4e-7), (0.9, 1e-6)],
 }
-OURS = ("one price", "evolved prices")
-# Of the rate database: the sparsity of its first supports and its prices; and the totals of bytes that are searched.
-ENTRIES = {
-    "resnet": (0.9, (5e-8, 1e-7, 2e-7, 4e-7, 8e-7)),
-    "yolov3-tiny": (0.85, (5e-8, 1e-7, 2e-7, 4e-7, 8e-7, 1.6e-6)),
-}
-BUDGETS = {"resnet": (28000, 23000, 20000), "yolov3-tiny": (750000, 580000)}
-SEARCHES = {"resnet": Search(25, 8, 250), "yolov3-tiny": Search(25, 8, 12)}
 # nncodec's qp: four more double the step
 STEPS = {"resnet": (-38, -34, -30, -28, -26, -24, -22, -20, -18), "yolov3-tiny": (-38, -34, -30, -26, -22)}
-FITTED, MEASURED, SEARCHED = 256, 100, 400  # photos
+FITTED, MEASURED = 256, 100  # photos
 SIDE = 416
 NNCODEC = """
 import contextlib, io, json, sys
@@ -84,13 +74,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """A network with its norms folded, ``inputs`` that it is fitted to and ``fresh`` ones to search on, its layers'
-    ``goals`` by the whole sparsity, and how a student is measured: its divergence, and for a detector its retention."""
+    """A network with its norms folded, what it is calibrated on, its layers' ``goals`` by the whole sparsity, and how a
+    student is measured: its divergence, and for a detector its retention."""
 
     name: str
     teacher: nn.Module
     inputs: Tensor
-    fresh: Tensor
     goals: Callable[[float], dict[str, float]]
     measure: Callable[[nn.Module], Row]
     settings: Compression
@@ -107,27 +96,6 @@ class Bench:
         return self.row(
             pipeline, {"sparsity": sparsity, **setting}, sum(len(encode({n: t})) for n, t in levels.items()), student
         )
-
-    def evolved(self) -> list[Row]:
-        sparsity, prices = ENTRIES[self.name]
-        options, divergence = dict(self.options), self.options["divergence"]
-        database = RateDatabase.build(
-            self.teacher, self.goals(sparsity), self.inputs, prices, settings=self.settings, **options
-        )
-        most, student, rows = database.total(dict.fromkeys(database, 0)), copied(self.teacher), []
-        for budget in BUDGETS[self.name]:
-            found = search_allocation(
-                student,
-                self.teacher,
-                database,
-                most - budget,
-                self.fresh,
-                search=SEARCHES[self.name],
-                divergence=divergence,
-            )[-1]
-            own = {name: database[name][level].multiplier for name, level in found.items()}
-            rows.append(self.ours("evolved prices", sparsity, multiplier=own))
-        return rows
 
     def sparse(self) -> nn.Module:
         return compress(self.teacher, self.inputs, self.goals(SPARSITY), self.settings, **self.options)[0]
@@ -147,7 +115,6 @@ class Bench:
 
     def rows(self, python: str | None) -> list[Row]:
         found = [self.ours("one price", sparsity, multiplier=price) for sparsity, price in PRICES[self.name]]
-        found += self.evolved()
         found += [self.ours("k-means", bits=bits) for bits in (4, 3)]
         if python:
             found += self.nncodec(python, "nncodec, dense", self.teacher)
@@ -171,7 +138,7 @@ def resnet() -> Bench:
     def measure(network: nn.Module) -> Row:
         return {"divergence": float(kl(predict(network, data.test.images), answers))}
 
-    return Bench("resnet", plain, inputs, train.images, goals, measure, Compression(batch=100), {"divergence": soft_kl})
+    return Bench("resnet", plain, inputs, goals, measure, Compression(batch=100), {"divergence": soft_kl})
 
 
 def yolov3_tiny(folder: str) -> Bench:
@@ -179,7 +146,6 @@ def yolov3_tiny(folder: str) -> Bench:
     found = detection.photos(folder)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
     held, own = [found[i] for i in order[:MEASURED]], [found[i] for i in order[-FITTED:]]
-    others = [found[i] for i in order[MEASURED : MEASURED + SEARCHED]]
     original = detection.load_yolo("yolov3-tiny")
     plain = folded(original, norm_pairs(original, torch.zeros(1, 3, 64, 64))).to(memory_format=torch.channels_last)
     recipe = read_parameters(find_notebook("03_coco_yolov3"))["recipe"].default
@@ -194,12 +160,12 @@ def yolov3_tiny(folder: str) -> Bench:
         retention = study.compare(study.detect(network)).retention(SHOWN)
         return {"divergence": validation.divergence(network), "retention": retention}
 
-    inputs, fresh = (detection.Validation(plain, part, SIDE).inputs for part in (own, others))
+    inputs = detection.Validation(plain, own, SIDE).inputs
     options = {
         "divergence": detection.detection_divergence(plain.heads),
         "position_weights": detection.position_weights(plain.heads),
     }
-    return Bench("yolov3-tiny", plain, inputs, fresh, goals, measure, Compression(iterations=25), options)
+    return Bench("yolov3-tiny", plain, inputs, goals, measure, Compression(iterations=25), options)
 
 
 def with_weights(network: nn.Module, values: dict[str, Tensor]) -> nn.Module:
@@ -210,14 +176,14 @@ def with_weights(network: nn.Module, values: dict[str, Tensor]) -> nn.Module:
 
 
 def saved(rows: list[Row], network: str) -> dict[str, float | None]:
-    """For each other pipeline the least share of its bytes that the better of ours saves, over its settings."""
+    """For each other pipeline the least share of its bytes that ``one price`` saves, over the pipeline's settings."""
     rows = [row for row in rows if row["network"] == network]
-    mine = sorted((r["divergence"], r["bytes"]) for r in rows if r["pipeline"] in OURS)
+    mine = sorted((r["divergence"], r["bytes"]) for r in rows if r["pipeline"] == "one price")
     # Settings that another one beats in both are no one's choice.
     mine = [one for i, one in enumerate(mine) if all(one[1] < before[1] for before in mine[:i])]
     logs = np.log(np.array(mine))
     found: dict[str, float | None] = {}
-    for pipeline in dict.fromkeys(r["pipeline"] for r in rows if r["pipeline"] not in OURS):
+    for pipeline in dict.fromkeys(r["pipeline"] for r in rows if r["pipeline"] != "one price"):
         shares = [
             1 - float(np.exp(np.interp(np.log(r["divergence"]), logs[:, 0], logs[:, 1]))) / r["bytes"]
             for r in rows
