@@ -37,6 +37,7 @@ def descent_from_prices(seed: int) -> _Descent:
     """Five weights, three levels, and what each costs."""
     moments, matrix = layer(1, 5, seed)
     descent = _Descent(moments, matrix, 0.2, None, 1e-3)
+    descent.values = descent.start.view(1, 1, 5).clone()
     descent.levels, descent.zero = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64), 1
     descent.indices = torch.bucketize(matrix, torch.tensor([-0.5, 0.5], dtype=torch.float64))
     descent.prices = Prices(torch.full((1, 5), 0.5), torch.full((1, 5), 1.8), torch.tensor([1.0, 0.0, 1.0]), 1)
@@ -143,3 +144,18 @@ def test_weights_chosen_together_cost_less_than_one_after_the_other(groups: int)
         ratios.append(together / single)
     assert max(ratios) < 1.01
     assert np.mean(ratios) < 0.93
+
+
+def test_a_dense_start_does_not_end_at_zero() -> None:
+    """Seen alone, each of many weights that share inputs would rather be zero; together they are not."""
+    moments, matrix = layer(16, 200, seed=2)
+    unit = float(moments.energy.sum()) / moments.inputs / matrix.numel()
+    sparse = reconstruct(moments, admm(moments, matrix.float(), int(0.1 * matrix.numel()))[0], matrix)
+    for multiplier in unit * np.array([0.5, 1.0]):
+        costs = []
+        for start in (matrix, sparse):
+            levels, _ = quantize_rate_aware(moments, start, multiplier)
+            assert levels.mask.any()
+            error = float(moments.error(dense(levels)).sum()) / moments.inputs
+            costs.append(error + multiplier * 8 * len(encode({"w": levels})))
+        assert costs[0] < 1.3 * costs[1]

@@ -33,6 +33,7 @@ SCALE_BITS = 16  # that the file spends on an output's scale
 # a Gram matrix of unit diagonal.
 ITERATIONS, UPDATE = 75, 4
 PENALTIES = 0.1, 1.0
+FIRST_PRICE = 0.1  # of the first levels, as a share: at the price itself every weight, seen alone, may rather be zero
 SWEEPS = 12  # over all weights at most; on the networks here the cost changes by less than a thousandth after eight
 
 
@@ -115,7 +116,9 @@ def quantize_rate_aware(
         descent.step()
     descent = min(begun, key=_Descent.cost)
     best, kept = descent.cost(), descent.result()
-    descent.alternate(iterations, ridge)
+    if iterations:
+        descent.place(count)
+        descent.alternate(iterations, ridge)
     for _ in range(1, sweeps):
         descent.step()
         cost = descent.cost()
@@ -161,16 +164,17 @@ class _Descent:
         start = matrix.to(self.gram) / self.spread[:, None]
         cross, energy = moments.cross / self.spread[:, None], moments.energy / self.spread.square()
         self.moments = moments = replace(moments, cross=cross, energy=energy)
-        self.start, self.values, self.weights = start, start.view(groups, -1, k).clone(), weights * self.spread.square()
+        self.start, self.weights = start, weights * self.spread.square()
         self.price = multiplier * moments.inputs / self.weights.view(groups, -1)  # in units of the Gram matrix
         pull = moments.cross + moments.per_row(moments.damping(ridge)) * start  # as in ``reconstruct``
         self.pull = pull.view(groups, -1, k)
 
     def place(self, count: int) -> None:
-        """The first levels, for the values as they are, as if each mattered alike."""
+        """The start's values with their first levels, as if each mattered alike."""
+        self.values = self.start.view_as(self.pull).clone()
         own = self.values[:, :, : self.columns]
         curvature = self.weights.mean() * self.gram.diagonal(dim1=1, dim2=2)[:, : self.columns].mean()
-        price = self.multiplier * self.moments.inputs / float(curvature)
+        price = FIRST_PRICE * self.multiplier * self.moments.inputs / float(curvature)
         rated = entropy_constrained(own.cpu().numpy(), price, count)
         self.levels = torch.from_numpy(rated.levels).to(self.gram)
         self.zero = int((self.levels == 0).nonzero()[0])
