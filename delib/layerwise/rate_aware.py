@@ -99,7 +99,7 @@ def quantize_rate_aware(
     count : int
         Levels at most, zero among them.
     iterations : int
-        Of ADMM.
+        Of ADMM; 0 leaves it out.
     sweeps : int
         At most; it ends where the cost falls by less than a thousandth.
 
