@@ -131,8 +131,9 @@ def _entries(
     survivors = weight.numel() - round(sparsity * weight.numel())
     support, _ = admm(sums, matrix, survivors, weights, ridge=settings.ridge, iterations=settings.iterations)
     start, entries = reconstruct(sums, support, matrix, settings.ridge), []
+    options: dict[str, Any] = {"ridge": settings.ridge, "kernel": weight[0, 0].numel()}
     for multiplier in multipliers:
-        levels, rounded = quantize_rate_aware(sums, start, multiplier, weights, ridge=settings.ridge)
+        levels, rounded = quantize_rate_aware(sums, start, multiplier, weights, **options)
         cost = float((sums.error(rounded).clamp_min(0) * weights).sum()) / sums.inputs
         levels = levels.reshaped(tuple(weight.shape))
         entries.append(RateEntry(multiplier, levels, rounded, len(encode({name: levels})), cost))

@@ -228,7 +228,9 @@ def _round(layer: nn.Module, sums: Moments, sensitivity: Tensor | None, settings
     assert not isinstance(settings.bits, Mapping) and not isinstance(settings.multiplier, Mapping)
     if settings.multiplier:
         half = None if sensitivity is None else sensitivity / 2  # of a quadratic function's curvature is its value
-        levels, rounded = quantize_rate_aware(sums, matrix, settings.multiplier, half, ridge=settings.ridge)
+        levels, rounded = quantize_rate_aware(
+            sums, matrix, settings.multiplier, half, ridge=settings.ridge, kernel=weight[0, 0].numel()
+        )
         levels = levels.reshaped(tuple(weight.shape))
     else:
         placed = quantize_weight(weight.cpu().numpy(), settings.bits, scaled=True)

@@ -31,10 +31,10 @@ LEAST_SHARE = 2.0**-10  # of survivors that the model of masks expects anywhere,
 SCALE_BITS = 16  # that the file spends on an output's scale
 # Of ADMM: iterations, after how many of them levels and rates follow, and the penalty at the start and at the end, for
 # a Gram matrix of unit diagonal.
-ITERATIONS, UPDATE = 75, 4
+ITERATIONS, UPDATE = 150, 2
 PENALTIES = 0.1, 1.0
 FIRST_PRICE = 0.1  # of the first levels, as a share: at the price itself every weight, seen alone, may rather be zero
-SWEEPS = 12  # over all weights at most; on the networks here the cost changes by less than a thousandth after eight
+SWEEPS = 12  # over all weights at most, until the cost falls by less than a thousandth
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,15 @@ class Prices:
     zero: int
 
     @classmethod
-    def of(cls, indices: Tensor, zero: int, count: int) -> Prices:
-        """What these indices [rows, k] cost: masks by the densities of row and column, levels by their shares."""
+    def of(cls, indices: Tensor, zero: int, count: int, kernel: int = 1) -> Prices:
+        """What these indices [rows, k] cost: masks by the densities of row, column and ``kernel``, as many weights of
+        a row that follow each other; levels by their shares."""
         survivors = (indices != zero).double()
         share = survivors.mean().clamp_min(LEAST_SHARE)
         rows = (survivors.sum(1, keepdim=True) + share) / (indices.shape[1] + 1)
         columns = (survivors.sum(0, keepdim=True) + share) / (indices.shape[0] + 1)
-        density = (rows * columns / share).clamp(LEAST_SHARE, 1 - LEAST_SHARE)
+        density = rows * columns / share
+        density = (density * _company(survivors, density, kernel)).clamp(LEAST_SHARE, 1 - LEAST_SHARE)
         used = torch.bincount(indices[indices != zero], minlength=count).double().clamp_min(0.5)
         bits = -(used / used.sum()).log2()
         bits[zero] = 0
@@ -63,6 +65,19 @@ class Prices:
     def total(self, indices: Tensor) -> float:
         """Bits of all weights [rows, k]."""
         return float(torch.where(indices == self.zero, self.dead, self.alive + self.levels[indices]).sum())
+
+
+def _company(survivors: Tensor, expected: Tensor, kernel: int) -> Tensor:
+    """How many times as likely as ``expected`` each weight survives, for the others that do in its kernel: [rows, k].
+
+    (a + survivors) / (a + expected) of these: the mean of a kernel's factor that a Gamma distribution of mean 1 and
+    variance 1/a was drawn from, 1/a being by how much more pairs survive than are expected; 1 where they do not.
+    """
+    there, awaited = (of.view(len(of), -1, kernel) for of in (survivors, expected))
+    others, among = (of.sum(2, keepdim=True) - of for of in (there, awaited))
+    excess = float((there * others).sum() / (awaited * among).sum().clamp_min(1e-9)) - 1
+    factors = (1 + excess * others) / (1 + excess * among) if excess > 0 else torch.ones_like(there)
+    return factors.view_as(survivors)
 
 
 @torch.no_grad()
@@ -75,7 +90,7 @@ def quantize_rate_aware(
     count: int = LEVELS,
     ridge: float = RIDGE,
     iterations: int = ITERATIONS,
-    sweeps: int = SWEEPS,
+    kernel: int = 1,
 ) -> tuple[LevelTensor, Tensor]:
     """Levels for a layer of least Σ_r s_r ‖w_r X - y_r‖² / inputs + ``multiplier`` · bits.
 
@@ -100,8 +115,8 @@ def quantize_rate_aware(
         Levels at most, zero among them.
     iterations : int
         Of ADMM; 0 leaves it out.
-    sweeps : int
-        At most; it ends where the cost falls by less than a thousandth.
+    kernel : int
+        Weights of one output for one input, which the file tends to spend less on if they survive together.
 
     Returns
     -------
@@ -110,7 +125,7 @@ def quantize_rate_aware(
     matrix : Tensor [rows, k]
         The same values, and the bias that suits them.
     """
-    begun = [_Descent(moments, matrix, multiplier, row_weights, ridge, scaled) for scaled in (False, True)]
+    begun = [_Descent(moments, matrix, multiplier, row_weights, ridge, scaled, kernel) for scaled in (False, True)]
     for descent in begun:
         descent.place(count)
         descent.step()
@@ -119,7 +134,7 @@ def quantize_rate_aware(
     if iterations:
         descent.place(count)
         descent.alternate(iterations, ridge)
-    for _ in range(1, sweeps):
+    for _ in range(1, SWEEPS):
         descent.step()
         cost = descent.cost()
         if cost < best:
@@ -153,9 +168,11 @@ class _Descent:
         row_weights: Tensor | None,
         ridge: float,
         scaled: bool = False,
+        kernel: int = 1,
     ) -> None:
         groups, k = moments.groups, matrix.shape[1]
         self.dtype, self.columns, self.multiplier = matrix.dtype, k - moments.bias, multiplier
+        self.kernel = kernel
         self.gram = moments.damped(ridge)
         weights = torch.ones(len(matrix)).to(self.gram) if row_weights is None else row_weights.to(self.gram)
         self.scales = output_scales(matrix[:, : self.columns], weights) if scaled else None
@@ -180,7 +197,7 @@ class _Descent:
         self.zero = int((self.levels == 0).nonzero()[0])
         nearest = torch.bucketize(own.contiguous(), (self.levels[1:] + self.levels[:-1]) / 2)
         self.indices = nearest.flatten(0, 1)
-        self.prices = Prices.of(self.indices, self.zero, len(self.levels))
+        self.prices = self._prices()
 
     def alternate(self, iterations: int, ridge: float) -> None:
         """ADMM between the matrix that fits and the one that has levels, at which it ends."""
@@ -221,7 +238,7 @@ class _Descent:
         means[self.zero] = 0
         self.levels, renumbered = means[used], used.cumsum(0) - 1
         self.indices, self.zero = renumbered[self.indices], int(renumbered[self.zero])
-        self.prices = Prices.of(self.indices, self.zero, len(self.levels))
+        self.prices = self._prices()
 
     def step(self) -> None:
         """A sweep over all weights, then new levels and rates."""
@@ -270,7 +287,10 @@ class _Descent:
         self.values[:, :, :columns] = self.levels[own]
         if self.cost() > before:
             self.levels, self.values = levels, values
-        self.prices = Prices.of(self.indices, self.zero, many)
+        self.prices = self._prices()
+
+    def _prices(self) -> Prices:
+        return Prices.of(self.indices, self.zero, len(self.levels), self.kernel)
 
     def cost(self) -> float:
         """The error, weighted, per input, and the bits at their price."""
