@@ -62,6 +62,38 @@ def test_close_to_the_best_of_all_assignments() -> None:
     assert np.mean(excess) < 0.1
 
 
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_what_survives_in_a_kernel_tells_how_likely_the_rest_of_it_survives(spread: float) -> None:
+    """Predicted and observed shares of survivors agree whatever number of others of the kernel survives."""
+    chance = np.random.default_rng(0)
+    density = 0.05 * (chance.gamma(1 / spread, spread, (400, 100, 1)) if spread else 1.0)
+    mask = torch.from_numpy(chance.random((400, 100, 9)) < density)
+    prices = Prices.of(mask.flatten(1).long(), 0, 2, kernel=9)
+    predicted = torch.exp2(-prices.alive).view(mask.shape)
+    others = mask.sum(2, keepdim=True) - mask.long()
+    for n in range(4 if spread else 2):
+        observed = mask[others == n].double()
+        deviation = float(observed.mean() * (1 - observed.mean()) / len(observed)) ** 0.5
+        assert abs(predicted[others == n].mean() - observed.mean()) < 0.05 * observed.mean() + 3 * deviation
+
+
+def test_survivors_gather_in_kernels_where_that_is_cheaper() -> None:
+    moments, matrix = layer(64, 180, seed=3)
+    factors = 1.5 * torch.randn(64, 20, 1, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    matrix = (matrix.view(64, 20, 9) * factors.exp()).flatten(1)
+    cross = matrix @ moments.gram[0]
+    moments = replace(moments, cross=cross, energy=(cross * matrix).sum(1))
+    unit = float(moments.energy.sum()) / moments.inputs / matrix.numel()
+    ratios = []
+    for multiplier in unit * np.array([0.2, 0.4, 0.8]):
+        found = [quantize_rate_aware(moments, matrix, multiplier, kernel=kernel)[0] for kernel in (9, 1)]
+        errors = [float(moments.error(dense(levels)).sum()) / moments.inputs for levels in found]
+        sizes = [len(encode({"w": levels.reshaped((64, 20, 3, 3))})) for levels in found]
+        gathered, apart = (e + multiplier * 8 * size for e, size in zip(errors, sizes))
+        ratios.append(gathered / apart)
+    assert max(ratios) < 1.0 and np.mean(ratios) < 0.98
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_fewer_bytes_at_the_same_error_than_support_values_and_levels_one_after_the_other(groups: int) -> None:
     moments, matrix = layer(64, 120, groups=groups)
