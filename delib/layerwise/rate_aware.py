@@ -31,8 +31,9 @@ LEAST_SHARE = 2.0**-10  # of survivors that the model of masks expects anywhere,
 SCALE_BITS = 16  # that the file spends on an output's scale
 # Of ADMM: iterations, after how many of them levels and rates follow, and the penalty at the start and at the end, for
 # a Gram matrix of unit diagonal.
-ITERATIONS, UPDATE = 150, 2
+ITERATIONS, UPDATE = 300, 4
 PENALTIES = 0.1, 1.0
+CACHED = 1 << 16  # weights looked at together: these stay in a processor's cache while level after level is tried
 FIRST_PRICE = 0.1  # of the first levels, as a share: at the price itself every weight, seen alone, may rather be zero
 SWEEPS = 12  # over all weights at most, until the cost falls by less than a thousandth
 
@@ -216,16 +217,26 @@ class _Descent:
 
     def project(self, joined: Tensor, weights: Tensor, bit: float) -> None:
         """Each value takes the level of least ``weights`` · difference² / 2 + ``bit`` · bits; a bias stays."""
-        values, bits = joined[:, :, : self.columns], self.prices.levels.tolist()
-        alive, dead = (rate.view_as(values).to(values) for rate in (self.prices.alive, self.prices.dead))
+        k = self.columns
+        alive, dead = (rate.view_as(weights).to(weights) for rate in (self.prices.alive, self.prices.dead))
+        indices = torch.zeros_like(weights, dtype=torch.long)
+        for part in torch.arange(weights.shape[1]).split(max(1, CACHED // k)):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            own = [of[:, rows] for of in (joined[:, :, :k], weights, alive, dead)]
+            indices[:, rows] = self._cheapest(*own, bit)
+        self.indices = indices.flatten(0, 1)
+        self.values[:, :, :k] = self.levels[indices]
+        self.values[:, :, k:] = joined[:, :, k:].to(self.values)
+
+    def _cheapest(self, values: Tensor, weights: Tensor, alive: Tensor, dead: Tensor, bit: float) -> Tensor:
+        """The index of each value's cheapest level."""
         least, indices = torch.full_like(values, torch.inf), torch.zeros_like(values, dtype=torch.long)
-        for i, level in enumerate(self.levels.tolist()):
-            cost = weights / 2 * (values - level).square() + bit * (dead if i == self.zero else alive + bits[i])
+        for i, (level, bits) in enumerate(zip(self.levels.tolist(), self.prices.levels.tolist())):
+            rate = dead if i == self.zero else alive + bits
+            cost = weights / 2 * (values - level).square() + bit * rate
             indices.masked_fill_(cost < least, i)
             least = torch.minimum(cost, least)
-        self.indices = indices.flatten(0, 1)
-        self.values[:, :, : self.columns] = self.levels[indices]
-        self.values[:, :, self.columns :] = joined[:, :, self.columns :].to(self.values)
+        return indices
 
     def follow(self, joined: Tensor, weights: Tensor) -> None:
         """Levels become the weighted means of the values that take them, and rates follow; what none takes goes."""
