@@ -223,12 +223,12 @@ class _Descent:
         for part in torch.arange(weights.shape[1]).split(max(1, CACHED // k)):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             own = [of[:, rows] for of in (joined[:, :, :k], weights, alive, dead)]
-            indices[:, rows] = self._cheapest(*own, bit)
+            indices[:, rows] = self._cheapest(bit, *own)
         self.indices = indices.flatten(0, 1)
         self.values[:, :, :k] = self.levels[indices]
         self.values[:, :, k:] = joined[:, :, k:].to(self.values)
 
-    def _cheapest(self, values: Tensor, weights: Tensor, alive: Tensor, dead: Tensor, bit: float) -> Tensor:
+    def _cheapest(self, bit: float, values: Tensor, weights: Tensor, alive: Tensor, dead: Tensor) -> Tensor:
         """The index of each value's cheapest level."""
         least, indices = torch.full_like(values, torch.inf), torch.zeros_like(values, dtype=torch.long)
         for i, (level, bits) in enumerate(zip(self.levels.tolist(), self.prices.levels.tolist())):
