@@ -76,7 +76,7 @@ def test_errors_move_to_positions_that_count_less(network: nn.Sequential) -> Non
             errors = (student[0](inputs) - network[0](inputs)).square()
             found.append(float(errors[..., :2].mean() / errors[..., 4:].mean()))
         ratios.append(float(np.mean(found)))
-    assert ratios[1] < 0.75 * ratios[0]
+    assert ratios[1] < 0.7 * ratios[0]
 
 
 def test_equal_slopes_are_the_best_sum_of_costs_at_their_bytes(database: RateDatabase) -> None:

@@ -30,7 +30,7 @@ LOOKED = 32  # rows of a group that the curvature of the levels is summed over
 LEAST_SHARE = 2.0**-10  # of survivors that the model of masks expects anywhere, as the container's does
 SCALE_BITS = 16  # that the file spends on an output's scale
 # Of ADMM: iterations, after how many of them levels and rates follow, and the penalty at the start and at the end, for
-# a Gram matrix of unit diagonal.
+# a Gram matrix of unit diagonal. A layer of YOLOv3-tiny costs 3% more after 75, 1% more after 150.
 ITERATIONS, UPDATE = 300, 4
 PENALTIES = 0.1, 1.0
 CACHED = 1 << 16  # weights looked at together: these stay in a processor's cache while level after level is tried
@@ -57,7 +57,7 @@ class Prices:
         rows = (survivors.sum(1, keepdim=True) + share) / (indices.shape[1] + 1)
         columns = (survivors.sum(0, keepdim=True) + share) / (indices.shape[0] + 1)
         density = rows * columns / share
-        density = (density * _company(survivors, density, kernel)).clamp(LEAST_SHARE, 1 - LEAST_SHARE)
+        density = (density * _clustering(survivors, density, kernel)).clamp(LEAST_SHARE, 1 - LEAST_SHARE)
         used = torch.bincount(indices[indices != zero], minlength=count).double().clamp_min(0.5)
         bits = -(used / used.sum()).log2()
         bits[zero] = 0
@@ -68,17 +68,18 @@ class Prices:
         return float(torch.where(indices == self.zero, self.dead, self.alive + self.levels[indices]).sum())
 
 
-def _company(survivors: Tensor, expected: Tensor, kernel: int) -> Tensor:
-    """How many times as likely as ``expected`` each weight survives, for the others that do in its kernel: [rows, k].
+def _clustering(survivors: Tensor, expected: Tensor, kernel: int) -> Tensor:
+    """How many times as likely as ``expected`` each weight survives, given the others of its kernel: [rows, k].
 
-    (a + survivors) / (a + expected) of these: the mean of a kernel's factor that a Gamma distribution of mean 1 and
-    variance 1/a was drawn from, 1/a being by how much more pairs survive than are expected; 1 where they do not.
+    Kernels differ by a factor of mean 1 that follows a Gamma distribution of variance v; its posterior mean is
+    (1 + v · survivors) / (1 + v · expected survivors) of the others. v is by what share more pairs survive in a kernel
+    than are expected; where none do, nothing is known of the others.
     """
-    there, awaited = (of.view(len(of), -1, kernel) for of in (survivors, expected))
-    others, among = (of.sum(2, keepdim=True) - of for of in (there, awaited))
-    excess = float((there * others).sum() / (awaited * among).sum().clamp_min(1e-9)) - 1
-    factors = (1 + excess * others) / (1 + excess * among) if excess > 0 else torch.ones_like(there)
-    return factors.view_as(survivors)
+    found, awaited = (share.view(len(share), -1, kernel) for share in (survivors, expected))
+    others, others_awaited = (share.sum(2, keepdim=True) - share for share in (found, awaited))
+    pairs, pairs_awaited = float((found * others).sum()), float((awaited * others_awaited).sum())
+    variance = max(pairs / pairs_awaited - 1, 0) if pairs_awaited > 0 else 0.0
+    return ((1 + variance * others) / (1 + variance * others_awaited)).view_as(survivors)
 
 
 @torch.no_grad()
