@@ -124,6 +124,29 @@ def test_sensitive_outputs_keep_more_weights(net: nn.Sequential) -> None:
     assert int(alive.argmax()) == 2
 
 
+@torch.no_grad()
+def test_draws_move_errors_to_positions_that_no_one_looks_at() -> None:
+    """Noise on the left, smooth on the right, where alone the divergence looks."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    noise = torch.randn(200, 3, 12, 12)
+    inputs = torch.cat([3 * noise[..., :6], noise[..., 6:].cumsum(-1).cumsum(-2) / 4], -1)
+    fresh, inputs = inputs[:40], inputs[40:]
+    looked_at = lambda ours, theirs: mse(ours[..., 5:], theirs[..., 5:])  # noqa: E731
+    targets, options = dict.fromkeys(weight_layers(network), 0.6), {"divergence": looked_at}
+    errors = []
+    for draws in (0, 2):
+        student, _ = compress(network, inputs, targets, Compression(draws=draws), **options)
+        errors.append(float(looked_at(student(fresh), network(fresh))))
+    assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"divergence": mse, "position_weights": lambda answers: answers[:, 0]}])
+def test_draws_need_a_divergence_and_nothing_else(net: nn.Sequential, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="draws measure sensitivities to a divergence"):
+        compress(net, INPUTS, {"2": 0.5}, Compression(draws=1), **options)
+
+
 def test_zeroes_without_a_target_stay(net: nn.Sequential) -> None:
     """A sparse network that is only rounded keeps its survivors."""
     student, levels = compress(net, INPUTS, {}, Compression(bits=3), rounding=["2"])

@@ -11,7 +11,8 @@ from torch import nn
 
 from delib.coding import encode
 from delib.evolution import RateDatabase, Search, search_allocation
-from delib.nn import copied, mse, weight_layers, weight_of
+from delib.layerwise import Compression
+from delib.nn import copied, mse, put_matrix, weight_layers, weight_of
 
 MULTIPLIERS = [1e-6, 3e-6, 1e-5, 3e-5]
 
@@ -48,6 +49,18 @@ def test_costs_are_the_divergence_that_errors_cause(network: nn.Sequential, data
         entry = database["0"][level]
         assert (weight_of(student[0]).numpy() == entry.levels.dense()).all()
         assert 0.5 < entry.cost / float(mse(student(INPUTS), network(INPUTS))) < 2
+
+
+@torch.no_grad()
+def test_costs_are_the_divergence_where_positions_are_measured(network: nn.Sequential) -> None:
+    """The left half of each image is dark and half the images are, too: errors there are none, or cost nothing."""
+    inputs = INPUTS * (torch.arange(8) > 3) * (torch.arange(400)[:, None, None, None] % 2)
+    settings = Compression(draws=4)
+    entries = RateDatabase.build(network, {"2": 0.6}, inputs, MULTIPLIERS, mse, settings)["2"]
+    for entry in entries[1:3]:
+        student = copied(network)
+        put_matrix(student[2], entry.matrix)
+        assert 0.5 < entry.cost / float(mse(student(inputs), network(inputs))) < 2
 
 
 def test_later_layers_correct_the_errors_of_those_before(network: nn.Sequential, database: RateDatabase) -> None:

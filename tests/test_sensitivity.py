@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from delib.nn.divergence import kl, mse, soft_kl
-from delib.nn.sensitivity import sensitivities, sensitivity
+from delib.nn.sensitivity import LEAST, position_sensitivities, sensitivities, sensitivity
 
 
 def tiny(seed: int = 0) -> nn.Sequential:
@@ -75,3 +75,44 @@ def test_sensitivities_of_a_convolution_used_twice_and_of_several_answers() -> N
     assert torch.allclose(mean / mean.sum(), expected / expected.sum(), rtol=0.1)
     with pytest.raises(ValueError, match="never calls layer 'other'"):
         sensitivities(network, {"other": nn.Linear(2, 2)}, inputs, divergence)
+
+
+def test_position_sensitivities_are_the_squared_jacobian_by_position() -> None:
+    """One half of each image is what the answer looks at."""
+    torch.manual_seed(0)
+    conv, last = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+    network, inputs = nn.Sequential(conv, nn.Tanh(), last).eval(), torch.randn(2, 2, 6, 5)
+    seen = torch.linspace(0, 2, 5).square()
+    divergence = lambda ours, theirs: (seen * (ours - theirs).square()).sum() / len(ours)  # noqa: E731
+    rows = torch.tensor([0.5, 1.0, 4.0])
+    layers = {"conv": conv, "last": last}
+    got = position_sensitivities(network, layers, {"conv": rows, "last": rows[:2]}, inputs, divergence, 400, batch=1)
+    expected = []
+    for x in inputs:
+        middle = conv(x[None]).detach()
+        slopes = torch.autograd.functional.jacobian(lambda z: last(z.tanh()) * seen.sqrt(), middle)
+        expected.append((slopes.view(-1, 3, 6, 5).square().sum(0) / rows[:, None, None]).mean(0))
+    for name, share in (("conv", torch.stack(expected)), ("last", seen.expand(2, 6, 5))):
+        around = nn.functional.unfold(nn.functional.pad(share[:, None], (1, 1, 1, 1), value=torch.nan), 3)
+        mean = around.nanmean(1).view_as(share)
+        assert torch.allclose(got[name], LEAST + mean / mean.mean(), rtol=0.15)
+        assert float(got[name].mean()) == pytest.approx(1 + LEAST)
+
+
+def test_position_sensitivities_do_not_depend_on_the_batch_nor_on_a_divergence_without_curvature() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 2, 3)
+    network, inputs = nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)).eval(), torch.randn(5, 1, 6, 6)
+    of = lambda divergence, batch: position_sensitivities(  # noqa: E731
+        network, {"0": conv}, {"0": torch.ones(2)}, inputs, divergence, 600, batch
+    )["0"]
+    assert torch.allclose(of(mse, 3), of(mse, 1), rtol=0.15)
+    assert (of(lambda s, t: (s - t).abs().max(), 5) == 1 + LEAST).all()
+
+
+def test_position_sensitivities_of_fine_maps_are_pooled() -> None:
+    conv = nn.Conv2d(1, 2, 3, padding=1)
+    maps = position_sensitivities(
+        nn.Sequential(conv), {"0": conv}, {"0": torch.ones(2)}, torch.randn(3, 1, 130, 70), mse
+    )
+    assert maps["0"].shape == (3, 64, 64) and torch.allclose(maps["0"], torch.tensor(1 + LEAST))

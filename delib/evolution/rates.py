@@ -74,11 +74,11 @@ class RateDatabase(dict[str, list[RateEntry]]):
         saved = Checkpoint("rates", teacher, *fixed)
         made: dict[str, list[_Saved]] = saved.read(inputs.device) or {}
         layers = {name: layer for name, layer in weight_layers(teacher).items() if name in sparsities}
-        sensitive = layer_sensitivities(teacher, layers, inputs, divergence)
-        positions = position_maps(teacher, inputs, settings.batch, position_weights)
-        summed: dict[str, Any] = {"position_weights": positions, "enough": settings.enough}
+        sensitive = layer_sensitivities(teacher, layers, inputs, divergence, settings.draws)
+        positions = position_maps(teacher, layers, inputs, settings, position_weights, divergence, sensitive)
         for name, layer in layers.items():
             if name not in made:
+                summed: dict[str, Any] = {"position_weights": positions.get(name), "enough": settings.enough}
                 sums = moments(student, teacher, name, inputs, settings.batch, **summed)
                 weights = sensitive[name] / 2  # of a quadratic function's curvature is its value
                 entries = _entries(name, layer, sums, sparsities[name], weights, multipliers, settings)

@@ -36,10 +36,11 @@ from delib.nn.layers import (
     weight_of,
     with_bias,
 )
-from delib.nn.sensitivity import sensitivities
+from delib.nn.sensitivity import position_sensitivities, sensitivities
 
 MATRIX_BITS = 8  # of parameters that are no weight layer's, such as embeddings: hardly a loss, a quarter of the bytes
-LOOKED = 128  # inputs that sensitivities are measured on: with half, YOLOv3-tiny's scatter by a quarter to a half
+LOOKED = 128  # inputs that sensitivities are measured on once: with half, YOLOv3-tiny's scatter by a quarter to a half
+PART = 8  # inputs at a time where gradients are taken, which need much memory
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Compression:
     layer (mappings by layer name). ``batch`` inputs are run at a time. ``ridge`` damps the Gram matrices (see
     ``reconstruct``). A layer is fitted to ``enough`` vectors: 2**18 are 57 for each weight of YOLOv3-tiny's longest
     row. ``iterations`` of ADMM: there more than 75 no longer lower the error, and the largest layer takes 1 s for each.
+
+    With ``draws`` above 0 the sensitivities of outputs are measured by so many draws of signs on every input, not by
+    one on the first ``LOOKED``, and those of positions, too, in place of ``position_weights``. They take as long as
+    2 · draws · inputs backward passes, and suit networks that few positions decide, such as detectors; of a classifier
+    that is sure of nearly every input they leave few inputs that count.
     """
 
     bits: int | Mapping[str, int] = 4
@@ -59,15 +65,16 @@ class Compression:
     ridge: float = RIDGE
     enough: int = 1 << 18
     iterations: int = 75
+    draws: int = 0
 
     def __post_init__(self) -> None:
         for bits in self.bits.values() if isinstance(self.bits, Mapping) else [self.bits]:
             if not 1 <= bits <= 16:
                 raise ValueError(f"bits per survivor must lie in 1..16, got {bits}")
         prices = self.multiplier.values() if isinstance(self.multiplier, Mapping) else [self.multiplier]
-        if min(self.batch, self.enough) < 1 or min(self.ridge, self.iterations, *prices) < 0:
+        if min(self.batch, self.enough) < 1 or min(self.ridge, self.iterations, self.draws, *prices) < 0:
             raise ValueError(
-                f"batch and enough must be at least 1, ridge, iterations and multiplier at least 0, got {self}"
+                f"batch and enough must be at least 1, ridge, iterations, draws and multiplier at least 0, got {self}"
             )
 
     def of(self, name: str) -> Compression:
@@ -134,7 +141,8 @@ def compress(
     Raises
     ------
     ValueError
-        On a layer that the network lacks, or that settings which differ by layer leave out.
+        On a layer that the network lacks, or that settings which differ by layer leave out; on ``draws`` without a
+        divergence, or beside ``position_weights``.
     """
     teacher = original(teacher)
     layers = weight_layers(teacher)
@@ -144,16 +152,16 @@ def compress(
     student = copied(teacher)
     levels: dict[str, LevelTensor] = {}
     names = [name for name in layers if name in targets or name in rounding]
-    positions = position_maps(teacher, inputs, settings.batch, position_weights)
     weighted = {n: layers[n] for n in names if targets.get(n) or settings.multiplier}
-    sensitive = layer_sensitivities(teacher, weighted, inputs, divergence)
+    sensitive = layer_sensitivities(teacher, weighted, inputs, divergence, settings.draws)
+    found = {n: layers[n] for n in names}
+    positions = position_maps(teacher, found, inputs, settings, position_weights, divergence, sensitive)
     saved = Checkpoint("compress", teacher, inputs, targets, settings, rounding, position_weights, divergence)
     done = _taken_up(saved, student, levels, inputs.device) if watch is None else []
     for name in tqdm([name for name in names if name not in done], unit="layer", disable=in_batch()):
         layer = student.get_submodule(name)
-        sums = moments(
-            student, teacher, name, inputs, settings.batch, position_weights=positions, enough=settings.enough
-        )
+        counts = positions.get(name)
+        sums = moments(student, teacher, name, inputs, settings.batch, position_weights=counts, enough=settings.enough)
         support, problem = _solve(sums, matrix_of(layer), targets.get(name, 0.0), sensitive.get(name), settings)
         put_matrix(layer, reconstruct(sums, support, problem.matrix, settings.ridge))
         if watch is not None and name in targets and name not in rounding:
@@ -185,25 +193,46 @@ def _taken_up(saved: Checkpoint, student: nn.Module, levels: dict[str, LevelTens
 
 
 def position_maps(
-    teacher: nn.Module, inputs: Tensor, batch: int, position_weights: Callable[[Any], Tensor] | None
-) -> Tensor | None:
-    """How much positions count on each input, [n, rows, columns], from the teacher's outputs; None without weights."""
+    teacher: nn.Module,
+    layers: Mapping[str, nn.Module],
+    inputs: Tensor,
+    settings: Compression,
+    position_weights: Callable[[Any], Tensor] | None,
+    divergence: Divergence | None,
+    sensitive: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """How much positions count on each input, [n, rows, columns] by layer: as ``position_weights`` say of the teacher's
+    outputs, or with ``draws`` as measured, given the sensitivities of outputs; layers that are missing count evenly."""
+    if settings.draws:
+        if divergence is None or position_weights is not None:
+            raise ValueError("draws measure sensitivities to a divergence: give one, and no position_weights")
+        planes = {name: layers[name] for name in sensitive if isinstance(layers[name], nn.Conv2d)}
+        return position_sensitivities(teacher, planes, sensitive, inputs, divergence, settings.draws, PART)
     if position_weights is None:
-        return None
-    return torch.cat([position_weights(teacher(part)) for part in inputs.split(batch)])
+        return {}
+    maps = torch.cat([position_weights(teacher(part)) for part in inputs.split(settings.batch)])
+    return dict.fromkeys(layers, maps)
 
 
 def layer_sensitivities(
-    teacher: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor, divergence: Divergence | None
+    teacher: nn.Module,
+    layers: Mapping[str, nn.Module],
+    inputs: Tensor,
+    divergence: Divergence | None,
+    draws: int = 0,
 ) -> dict[str, Tensor]:
     """How strongly one input's divergence reacts to each output of the layers, [rows] by layer (see
-    ``nn.sensitivities``): the mean over the first ``LOOKED`` inputs; empty without a divergence."""
+    ``nn.sensitivities``): the mean over ``draws`` of all inputs, or one of the first ``LOOKED``; empty without a
+    divergence."""
     if divergence is None or not layers:
         return {}
-    parts = inputs[:LOOKED].split(8)  # gradients take much memory
-    measured = [sensitivities(teacher, layers, part, divergence, seed) for seed, part in enumerate(parts)]
-    scaled = [{name: rows * len(part) for name, rows in found.items()} for found, part in zip(measured, parts)]
-    return {name: torch.stack([found[name] for found in scaled]).mean(0) for name in layers}
+    parts = inputs.split(PART) * draws if draws else inputs[:LOOKED].split(PART)
+    sums: dict[str, Tensor] = {}
+    for seed, part in enumerate(parts):
+        for name, rows in sensitivities(teacher, layers, part, divergence, seed).items():
+            # Of one input's divergence: that of the whole part is their mean.
+            sums[name] = sums.get(name, 0) + rows * len(part) / len(parts)
+    return sums
 
 
 def _solve(

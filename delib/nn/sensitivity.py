@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from delib.nn.divergence import Divergence
 from delib.nn.hooks import Passed, watched_calls
 from delib.nn.trace import mapped, tensors_in
 
 UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}  # of autograd: unused means a slope of zero
+
+FINEST = 64  # cells a side of maps of positions: finer, those of an early layer would take more memory than they tell
+LEAST = 0.02  # of a position's mean weight, added everywhere: what seems not to matter on these inputs may on others
 
 
 def sensitivity(network: nn.Module, layer: nn.Module, inputs: Tensor, divergence: Divergence, seed: int = 0) -> Tensor:
@@ -50,15 +54,43 @@ def sensitivities(
     called = {call.module for call in calls}
     if lacking := [name for name, layer in layers.items() if layer not in called]:
         raise ValueError(f"the network's forward pass never calls layer {min(lacking)!r}")
-    chance = torch.Generator().manual_seed(seed)
-    answers, roots = _rooted(answer, divergence, chance)
-    outputs = [call.output for call in calls]
-    slopes = torch.autograd.grad(answers, outputs, roots, **UNUSED)
+    slopes = _slopes(answer, calls, divergence, torch.Generator().manual_seed(seed))
     squares = [(call.module, _rows(call.module, slope.square())) for call, slope in zip(calls, slopes, strict=True)]
     return {
         name: _bounded(torch.stack([rows for module, rows in squares if module is layer]).mean(0))
         for name, layer in layers.items()
     }
+
+
+def position_sensitivities(
+    network: nn.Module,
+    layers: Mapping[str, nn.Module],
+    rows: Mapping[str, Tensor],
+    inputs: Tensor,
+    divergence: Divergence,
+    draws: int = 4,
+    batch: int = 8,
+) -> dict[str, Tensor]:
+    """How strongly the divergence reacts to errors at each position of convolutions' outputs, on each input: for each
+    of ``layers`` [n, height, width] of mean 1, no finer than ``FINEST``.
+
+    The curvature at an output and a position is taken as that of the output, ``rows`` as of ``sensitivities``, times
+    that of the position: the mean over outputs of (Jᵀ √H u)² / rows, estimated as there by several ``draws`` of signs
+    for ``batch`` inputs at a time. As few draws say little of one position, it takes the mean of itself and its
+    neighbours, 3 x 3, and ``LEAST`` more. Calls of one layer add up. Positions that the divergence does not react to at
+    all count alike.
+    """
+    chance = torch.Generator().manual_seed(0)
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for part in inputs.split(batch):
+        answer, calls = _forward(network, layers.values(), part)
+        drawn = [
+            _positions(calls, _slopes(answer, calls, divergence, chance, again=True), layers, rows)
+            for _ in range(draws)
+        ]
+        for name, parts in found.items():
+            parts.append(torch.stack([maps[name] for maps in drawn]).sum(0) * len(part))  # of a mean over the part
+    return {name: _smoothed(torch.cat(parts)) for name, parts in found.items()}
 
 
 def curvatures(
@@ -102,6 +134,33 @@ def _differentiable(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+def _slopes(
+    answer: Any, calls: Sequence[Passed], divergence: Divergence, chance: torch.Generator, again: bool = False
+) -> tuple[Tensor, ...]:
+    """Jᵀ √H u by the output of each call, with random signs u; ``again`` keeps the graph for another draw."""
+    answers, roots = _rooted(answer, divergence, chance)
+    return torch.autograd.grad(answers, [call.output for call in calls], roots, retain_graph=again, **UNUSED)
+
+
+def _positions(
+    calls: Sequence[Passed], slopes: Sequence[Tensor], layers: Mapping[str, nn.Module], rows: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """For each layer the mean of slopes² / rows over outputs, calls summed: [n, 1, height, width]."""
+    sums: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        own = [slope for call, slope in zip(calls, slopes, strict=True) if call.module is layer]
+        size = min(own[0].shape[2], FINEST), min(own[0].shape[3], FINEST)
+        means = [(slope.square() / rows[name].to(slope)[:, None, None]).mean(1, keepdim=True) for slope in own]
+        sums[name] = torch.stack([F.adaptive_avg_pool2d(mean, size) for mean in means]).sum(0)
+    return sums
+
+
+def _smoothed(maps: Tensor) -> Tensor:
+    """Means of neighbours, by their mean, and ``LEAST``: [n, height, width]."""
+    means = F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False)[:, 0]
+    return LEAST + (means / means.mean() if means.any() else torch.ones_like(means))
 
 
 def _floats(answer: Any) -> list[Tensor]:
