@@ -5,7 +5,8 @@ Prints one JSON document. The networks, norms folded, are notebook 04's, the Res
 photos of the folder to which nothing was fitted; bytes are those of the weights alone.
 
 - ``one price``: supports by ADMM, at a sparsity that suits the price, which rates then move; levels and rates together,
-  each layer fitted to the ones before.
+  each layer fitted to the ones before. A bit is worth the same divergence in every layer, as errors of the k-means
+  student's layers, one at a time, say (``layerwise.assessed_prices``).
 - ``k-means``: supports by ADMM at 90%, k-means at 4 and 3 bits, rounding errors compensated.
 - ``nncodec``: uniform levels by rate and distortion (DeepCABAC) at several step sizes, with dependent quantisation
   (trellis) and without, of the dense weights and of those at the sparse supports; its ``lambda_scale`` is 1, and no
@@ -32,11 +33,11 @@ import torch
 from torch import Tensor, nn
 
 from delib import detection
-from delib.coding import encode
+from delib.coding import LevelTensor, encode
 from delib.data import CLASSIFIERS, fashion_mnist, teacher
 from delib.detection import SHOWN
 from delib.evolution import scale_sparsities
-from delib.layerwise import Compression, compress
+from delib.layerwise import Compression, assessed_prices, compress
 from delib.nn import copied, folded, kl, norm_pairs, predict, soft_kl, weight_layers, weight_of
 from delib.suite.parameters import read_parameters
 from delib.suite.record import git_revision, package_versions
@@ -90,12 +91,26 @@ class Bench:
         print(found, file=sys.stderr, flush=True)
         return found
 
-    def ours(self, pipeline: str, sparsity: float = SPARSITY, **setting: Any) -> Row:
+    def compressed(self, sparsity: float, **setting: Any) -> tuple[nn.Module, dict[str, LevelTensor]]:
         settings, goals = replace(self.settings, **setting), self.goals(sparsity)
-        student, levels = compress(self.teacher, self.inputs, goals, settings, rounding=list(goals), **self.options)
-        return self.row(
-            pipeline, {"sparsity": sparsity, **setting}, sum(len(encode({n: t})) for n, t in levels.items()), student
-        )
+        return compress(self.teacher, self.inputs, goals, settings, rounding=list(goals), **self.options)
+
+    def kmeans(self) -> list[tuple[Row, nn.Module]]:
+        found = [(bits, *self.compressed(SPARSITY, bits=bits)) for bits in (4, 3)]
+        return [
+            (self.row("k-means", {"sparsity": SPARSITY, "bits": bits}, size_of(levels), student), student)
+            for bits, student, levels in found
+        ]
+
+    def one_price(self, tried: nn.Module) -> list[Row]:
+        """At several prices, those of layers as the errors of a student that was ``tried`` say."""
+        shares = assessed_prices(self.teacher, tried, self.inputs, 1.0, settings=self.settings, **self.options)
+        rows = []
+        for sparsity, price in PRICES[self.name]:
+            multiplier = {name: price * share for name, share in shares.items()}
+            student, levels = self.compressed(sparsity, multiplier=multiplier)
+            rows.append(self.row("one price", {"sparsity": sparsity, "multiplier": price}, size_of(levels), student))
+        return rows
 
     def sparse(self) -> nn.Module:
         return compress(self.teacher, self.inputs, self.goals(SPARSITY), self.settings, **self.options)[0]
@@ -114,8 +129,8 @@ class Bench:
         return rows
 
     def rows(self, python: str | None) -> list[Row]:
-        found = [self.ours("one price", sparsity, multiplier=price) for sparsity, price in PRICES[self.name]]
-        found += [self.ours("k-means", bits=bits) for bits in (4, 3)]
+        (four, tried), (three, _) = self.kmeans()
+        found = [*self.one_price(tried), four, three]
         if python:
             found += self.nncodec(python, "nncodec, dense", self.teacher)
             found += self.nncodec(python, "nncodec, sparse", self.sparse())
@@ -163,6 +178,10 @@ def yolov3_tiny(folder: str) -> Bench:
     inputs = detection.Validation(plain, own, SIDE).inputs
     settings, options = Compression(iterations=25, draws=4), {"divergence": detection.detection_divergence(plain.heads)}
     return Bench("yolov3-tiny", plain, inputs, goals, measure, settings, options)
+
+
+def size_of(levels: dict[str, LevelTensor]) -> int:
+    return sum(len(encode({name: tensor})) for name, tensor in levels.items())
 
 
 def with_weights(network: nn.Module, values: dict[str, Tensor]) -> nn.Module:
