@@ -45,10 +45,10 @@ from delib.suite.runner import find_notebook
 
 SPARSITY, LARGE = 0.9, 2000  # of layers of more weights than that
 CALIBRATION = 1000
-# Sparsity of the supports that rates start from, and the price of a bit.
+# Sparsity of the supports that rates start from, and the divergence that a bit is worth.
 PRICES = {
-    "resnet": [(0.9, price) for price in (5e-8, 1e-7, 2e-7, 3e-7, 4.5e-7, 6e-7)],
-    "yolov3-tiny": [(0.85, price) for price in (9e-7, 1.5e-6)],
+    "resnet": [(0.9, price) for price in (6e-7, 1e-6, 1.5e-6, 2.2e-6, 3e-6, 4e-6)],
+    "yolov3-tiny": [(0.85, price) for price in (9.5e-7, 1.55e-6)],
 }
 # nncodec's qp: four more double the step
 STEPS = {"resnet": (-38, -34, -30, -28, -26, -24, -22, -20, -18), "yolov3-tiny": (-38, -34, -30, -26, -22)}
